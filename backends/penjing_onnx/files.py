@@ -1,0 +1,183 @@
+"""ONNX files read as data: bounded, whole, and with their external data brought inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penjing.errors import InputError
+from penjing.files import inside
+from penjing.model import Tensor
+
+if TYPE_CHECKING:
+    import onnx
+
+#: protobuf keeps no message of 2 GiB or more
+LIMIT = 2**31 - 1
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Return the model in a file with its external data inside it.
+
+    Raises InputError for a file that is missing, too large, damaged or newer than the onnx that is installed,
+    and for external data that are missing, too short, or not within the file's own folder.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
+
+    try:
+        size = path.stat().st_size
+        if size > LIMIT:
+            raise InputError(f"{path} is {size} bytes long; an ONNX file has at most {LIMIT}.")
+        model = onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except DecodeError as error:
+        raise InputError(f"{path} is not an ONNX file, or is cut short.") from error
+    if not model.ir_version or not model.HasField("graph") or not model.graph.output:
+        raise InputError(f"{path} is not an ONNX file: it holds no graph.")
+    _refuse_newer(model, path)
+    _embed(model, path)
+    _complete(model)
+    return model
+
+
+def serialise(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model: the same for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def tensors(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs, without those that are initialisers too, and the outputs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return (
+        tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
+        tuple(_tensor(value) for value in model.graph.output),
+    )
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that a model is written in."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those nested in its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from graphs(inner)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in kind.shape.dim)
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except KeyError:
+        dtype = "unknown"  # a sequence, a map or an optional: not a tensor
+    return Tensor(value.name, shape, dtype)
+
+
+def _refuse_newer(model: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    hint = (
+        f"Update onnx (here: {onnx.__version__}) and onnxruntime, or export the network for an older version."
+    )
+    if model.ir_version > onnx.IR_VERSION:
+        raise InputError(
+            f"{path} is written in IR version {model.ir_version}; "
+            f"onnx {onnx.__version__} reads up to {onnx.IR_VERSION}.",
+            hint=hint,
+        )
+    if opset_of(model) > onnx.defs.onnx_opset_version():
+        raise InputError(
+            f"{path} is written in opset {opset_of(model)}; "
+            f"onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}.",
+            hint=hint,
+        )
+
+
+def _complete(model: onnx.ModelProto) -> None:
+    """Infer the shapes of outputs that have none: runtimes take such files, onnx's checker does not."""
+    import onnx
+
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        value.CopyFrom(found)
+
+
+def _embed(model: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    external = [t for t in _all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    if not external:
+        return
+    total = model.ByteSize()
+    for tensor in external:
+        data = _external(tensor, path)
+        total += len(data)
+        if total > LIMIT:
+            raise InputError(
+                f"{path} with its external data is over {LIMIT} bytes; such models are not served."
+            )
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")  # absent, as in a file that never had external data
+        tensor.raw_data = data
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    nodes = [node for function in model.functions for node in function.node]
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        nodes += graph.node
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _external(tensor: onnx.TensorProto, path: Path) -> bytes:
+    """Return the bytes of a tensor kept in another file, which must lie in the folder of `path`."""
+    import math
+
+    import onnx
+
+    about = {entry.key: entry.value for entry in tensor.external_data}
+    location = about.get("location", "")
+    try:
+        file = inside(path.parent, location)
+    except InputError as error:
+        raise InputError(
+            f"{path}: the weights {tensor.name!r} lie outside its folder, at {location!r}; refused."
+        ) from error
+    if not location or not file.is_file():
+        raise InputError(
+            f"{path} keeps its weights in {location!r}, which is missing.",
+            hint=f"Put {location} next to it, or export the network as one file.",
+        )
+    wanted = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    try:
+        offset = int(about.get("offset", 0))
+        length = int(about.get("length", wanted))
+    except ValueError as error:
+        raise InputError(f"{path}: the place of {tensor.name!r} in {location} is not a number.") from error
+    if offset < 0 or not 0 <= length <= LIMIT or offset + length > file.stat().st_size:
+        raise InputError(
+            f"{location} is too short for the weights {tensor.name!r}: another version, or cut off."
+        )
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(length)

@@ -1,0 +1,102 @@
+"""`onnx.simplify`: constants folded and what does nothing removed, by onnxsim, held to computing the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from penjing.errors import StepError
+from penjing.step import Technique
+
+from penjing_onnx.export import finish
+
+if TYPE_CHECKING:
+    import onnx
+    from penjing.model import Model
+    from penjing.step import Context
+
+    from penjing_onnx.verify import Agreement
+
+#: bytes; onnxsim keeps several copies in memory
+LARGEST = 1_500_000_000
+#: operators that must come out as they went in
+UNTOUCHED = frozenset({"NonMaxSuppression", "QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Simplify(Technique):
+    """Fold constants and remove what does nothing; keep the graph where that would change the outputs."""
+
+    name = "onnx.simplify"
+    accepts = frozenset({"onnx"})
+    produces = "onnx"
+    exact = True
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Write `model.onnx` into the step's folder."""
+        from penjing_onnx.files import load, tensors
+
+        before = load(model.value)
+        after, agreement, reason = _simplified(before, model)
+        if reason:
+            context.warn(f"onnx.simplify kept the graph as it was: {reason}")
+        context.details["nodes_before"] = len(before.graph.node)
+        return finish(model, context, after, tensors(after)[0], agreement)
+
+
+def _simplified(before: onnx.ModelProto, model: Model) -> tuple[onnx.ModelProto, Agreement | None, str]:
+    """Return the simplified graph and how it agrees; or the graph as it was, and why."""
+    from penjing_onnx.files import opset_of, tensors
+    from penjing_onnx.verify import agree, session
+
+    if before.ByteSize() > LARGEST:
+        return before, None, f"it has {before.ByteSize()} bytes, more than {LARGEST}."
+    after, reason = _onnxsim(before)
+    if after is None:
+        return before, None, reason
+    if [str(t.name) for side in tensors(after) for t in side] != [
+        str(t.name) for side in tensors(before) for t in side
+    ]:
+        return before, None, "onnxsim changed its inputs or outputs."
+    if opset_of(after) != opset_of(before) or _special(after) != _special(before):
+        return before, None, "onnxsim touched its opset, or operators that must stay."
+    after.ir_version = before.ir_version
+    try:
+        inputs, outputs = tensors(before)
+        agreement = agree(inputs, [tensor.name for tensor in outputs], session(before), session(after))
+    except StepError as error:
+        return before, None, f"the result cannot be verified. {error.message}"
+    if not agreement.enough:
+        return before, None, f"onnxsim changed {agreement.worst} (agreement {agreement.sqnr_db:.1f} dB)."
+    return after, agreement, ""
+
+
+def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
+    import onnx
+    import onnxsim
+
+    from penjing_onnx.files import serialise
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            simplified, _ = onnxsim.simplify(onnx.ModelProto.FromString(serialise(model)))
+        onnx.checker.check_model(simplified)
+    except Exception as error:  # onnxsim raises whatever its C++ raises; the graph as it was is still right
+        lines = str(error).strip().splitlines()
+        return None, f"onnxsim failed ({type(error).__name__}: {lines[0] if lines else ''})."
+    return simplified, ""
+
+
+def _special(model: onnx.ModelProto) -> Counter[tuple[str, str]]:
+    """Count the operators that must come out as they went in: those of other domains, NMS, Q/DQ."""
+    from penjing_onnx.files import graphs
+
+    return Counter(
+        (node.domain, node.op_type)
+        for graph in graphs(model.graph)
+        for node in graph.node
+        if node.domain not in ("", "ai.onnx") or node.op_type in UNTOUCHED
+    )

@@ -1,0 +1,165 @@
+"""From an `nn.Module` to a `Model`: checked, run once, and given a fingerprint."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from typing import TYPE_CHECKING
+
+from penjing.errors import InputError
+from penjing.files import digest
+from penjing.model import Model, Tensor
+
+from penjing_torch.sources import first_line
+
+if TYPE_CHECKING:
+    import torch
+    from penjing.preprocess import Preprocess
+    from torch import nn
+
+TEMPLATE = """Say how an image becomes its input, in a file for --preprocess FILE.toml:
+resize = 256                   # the short side in pixels, or [height, width]
+crop = 224                     # centre crop: what the network takes
+interpolation = "bilinear"
+scale = 0.00392156862745       # multiplies 0…255; 1.0 keeps it
+mean = [0.485, 0.456, 0.406]   # as it was trained; these are ImageNet's
+std = [0.229, 0.224, 0.225]
+channels = "RGB"               # or "BGR", "L\""""
+
+
+def as_model(
+    module: nn.Module,
+    source: str,
+    preprocess: Preprocess | None,
+    *,
+    labels: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
+    shape: tuple[int, ...] | None = None,
+    content: str = "",
+) -> Model:
+    """Return `module`, which becomes ours, as a Model in eval mode.
+
+    `shape` is its input's where the source fixes it, else it follows from `preprocess`. `labels` are kept
+    where the output has as many classes. `content` is a digest of code that the module itself does not show.
+    """
+    module.eval()
+    _refuse_quantised(module, source)
+    _refuse_nan(module, source)
+    inputs = _required(module)
+    if len(inputs) > 1:
+        raise InputError(
+            f"{source} takes {len(inputs)} inputs: {', '.join(inputs)}.",
+            hint="Only networks of one image input are served.",
+        )
+    shape = _input_shape(source, preprocess, shape)
+    outputs = _run(module, shape, source)
+    names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
+    classes = outputs[0].shape[-1] if outputs[0].ndim else 0
+    return Model(
+        form="torch",
+        value=module,
+        source=source,
+        fingerprint=fingerprint(module, shape, preprocess, content),
+        inputs=(Tensor("input", shape),),
+        outputs=tuple(
+            Tensor(name, tuple(output.shape), str(output.dtype).removeprefix("torch."))
+            for name, output in zip(names, outputs, strict=True)
+        ),
+        preprocess=preprocess,
+        labels=labels if len(labels) == classes else (),
+        warnings=warnings,
+    )
+
+
+def fingerprint(
+    module: nn.Module, shape: tuple[int, ...], preprocess: Preprocess | None, content: str = ""
+) -> str:
+    """Return a digest of weights, structure, input shape, preprocessing and `content`."""
+    parts: list[bytes | str] = [content, re.sub(r"0x[0-9a-f]+", "", str(module)), str(shape)]
+    parts.append(json.dumps(preprocess.to_dict() if preprocess else None, sort_keys=True))
+    for name, tensor in sorted(module.state_dict().items()):
+        parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), _bytes(tensor)]
+    return digest(*parts)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _input_shape(
+    source: str, preprocess: Preprocess | None, shape: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    if preprocess is None:
+        raise InputError(f"{source} does not say how an image becomes its input.", hint=TEMPLATE)
+    if preprocess.size is None:
+        raise InputError(
+            f"The preprocessing of {source} leaves the size of the input open.",
+            hint="Give crop = SIDE or resize = [height, width] in the file for --preprocess.",
+        )
+    wanted = (1, 1 if preprocess.channels == "L" else 3, *preprocess.size)
+    if shape is not None and shape[1:] != wanted[1:]:
+        raise InputError(
+            f"{source} takes {_by(shape[1:])}; the preprocessing makes {_by(wanted[1:])}.",
+            hint="Change crop, resize or channels in the file for --preprocess.",
+        )
+    return shape or wanted
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _required(module: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+
+
+def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> tuple[torch.Tensor, ...]:
+    """Return the outputs for an image of zeros; InputError where it fails or gives no tensors."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            outputs = module(torch.zeros(shape))
+    except Exception as error:  # code that is not ours: any error of it is a fault of the source
+        raise InputError(
+            f"{source} does not run on an input of {_by(shape)}: {first_line(error)}",
+            hint="Compare crop, resize and channels of the preprocessing with what the network was made for.",
+        ) from error
+    found = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    if not found or not all(isinstance(output, torch.Tensor) for output in found):
+        kinds = " and ".join(dict.fromkeys(type(output).__name__ for output in found)) or "nothing"
+        raise InputError(
+            f"{source} puts out {kinds}; only a tensor or a tuple of tensors can be compressed.",
+            hint="Wrap it in a module whose forward returns tensors: model.py:factory.",
+        )
+    return found
+
+
+def _refuse_quantised(module: nn.Module, source: str) -> None:
+    for name, part in module.named_modules():
+        kind = type(part)
+        if not kind.__module__.startswith(("torch.ao.", "torchao.")):
+            continue
+        raise InputError(
+            f"{source} is quantised already, or prepared for it: {name or 'it'} is a {kind.__name__}.",
+            hint="Pass the float network as it was before torch.ao touched it.",
+        )
+
+
+def _refuse_nan(module: nn.Module, source: str) -> None:
+    """Refuse NaN anywhere, and infinity in a parameter; a buffer may hold it, as masks of attention do."""
+    parameters = {name for name, _ in module.named_parameters()}
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        kind = "NaN" if tensor.isnan().any() else "infinity" if tensor.isinf().any() else ""
+        if kind == "NaN" or (kind and name in parameters):
+            raise InputError(
+                f"{source}: the weights hold {kind}, first in {name}.", hint="Give weights that are finite."
+            )

@@ -1,0 +1,20 @@
+"""What the user demands of the result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """Bounds the optimised model must keep; None where there is no demand."""
+
+    #: accuracy lost against the original, in percentage points of the task's metric
+    max_drop: float | None = None
+    #: median latency of one inference in milliseconds, on the device
+    max_latency: float | None = None
+    #: size of the model file in megabytes (10**6 bytes)
+    max_size: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(bound is not None for bound in dataclasses.astuple(self))

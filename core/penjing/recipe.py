@@ -1,0 +1,81 @@
+"""A recipe: steps by name with their options. It is data, and nothing is checked against a device yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penjing.errors import InputError, PlanError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One line of a recipe: a step by name, with options; an `optional` one is left out where it cannot run."""
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optional: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Steps to take, in order, and where the recipe came from."""
+
+    uses: tuple[Use, ...]
+    origin: str
+
+
+def from_tables(tables: Iterable[Mapping[str, Any]], origin: str) -> Recipe:
+    """Read `[[recipe]]` tables: `use` names the step, `optional` may follow, the rest are its options."""
+    uses = []
+    for number, table in enumerate(tables, 1):
+        options = {key: value for key, value in table.items() if key not in ("use", "optional")}
+        name, optional = table.get("use"), table.get("optional", False)
+        if not isinstance(name, str) or not isinstance(optional, bool):
+            raise InputError(
+                f"{origin}: step {number} of the recipe is not readable.",
+                hint='Each [[recipe]] table needs `use = "name.of.step"`; `optional` is true or false.',
+            )
+        uses.append(Use(name, options, optional))
+    if not uses:
+        raise InputError(f"{origin}: the recipe has no steps.", hint="Add [[recipe]] tables.")
+    return Recipe(tuple(uses), origin)
+
+
+def from_toml(path: Path) -> Recipe:
+    """Read a recipe file: a TOML file of `[[recipe]]` tables."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"The recipe {path} is not valid TOML: {error}.") from error
+    tables = table.pop("recipe", [])
+    if table:
+        raise InputError(f"{path}: unknown key {next(iter(table))!r}.", hint="A recipe file holds [[recipe]] tables.")
+    if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):
+        raise InputError(f"{path}: `recipe` is not a list of tables.", hint="Write [[recipe]] with two brackets.")
+    return from_tables(tables, str(path))
+
+
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Apply settings of the form STEP.OPTION=VALUE, as `--set` takes them, to the steps of that name."""
+    uses = list(recipe.uses)
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        name, dot, key = path.strip().rpartition(".")
+        if not (equals and dot and name and key):
+            raise PlanError(f"--set {setting!r} is not readable.", hint="Write --set STEP.OPTION=VALUE.")
+        if name not in {use.name for use in uses}:
+            raise PlanError(
+                f"--set {setting!r}: the recipe has no step {name!r}.",
+                hint=did_you_mean(name, {use.name for use in uses}),
+            )
+        uses = [
+            dataclasses.replace(use, options={**use.options, key: value.strip()}) if use.name == name else use
+            for use in uses
+        ]
+    return Recipe(tuple(uses), recipe.origin)

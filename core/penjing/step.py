@@ -1,0 +1,167 @@
+"""Steps: what techniques and backends are, and what they may know while they run.
+
+A step is a frozen dataclass whose fields are its options:
+
+    @dataclass(frozen=True)
+    class Lottery(Technique):
+        '''Zero weights drawn at random.'''
+        name = "prune.lottery"
+        accepts = frozenset({"torch"})
+        produces = "torch"
+        sparsity: float = option(0.5, "Share of weights to zero.", between=(0, 1))
+
+        def apply(self, model, context): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from penjing.goal import Goal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penjing.data import Data
+    from penjing.device import Device
+    from penjing.model import Model
+
+
+class Progress(Protocol):
+    """Hears how far the work is. The host prints nothing itself."""
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """Start a piece of work of `total` units, where that is known."""
+
+    def advance(self, count: int = 1) -> None:
+        """Finish `count` units of the piece of work begun last."""
+
+    def end(self, result: str = "") -> None:
+        """Finish the piece of work begun last, with its result in a few words."""
+
+    def warn(self, message: str) -> None:
+        """Tell the user something that needs their eye."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def begin(self, what: str, total: int | None = None) -> None: ...
+    def advance(self, count: int = 1) -> None: ...
+    def end(self, result: str = "") -> None: ...
+    def warn(self, message: str) -> None: ...
+
+
+@dataclasses.dataclass
+class Context:
+    """What a step may know and use while it runs."""
+
+    device: Device
+    goal: Goal
+    #: the photographs, in disjoint splits; None for a run without data
+    data: Data | None
+    #: an empty folder of the step's own: every file it makes goes here
+    folder: Path
+    #: the backend at the end of the plan, which says what graphs it wants
+    backend: Backend
+    seed: int = 0
+    progress: Progress = dataclasses.field(default_factory=Silent)
+    #: what the user must be told; kept with the step's result
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    #: what the report tells of this step: JSON values by name
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def warn(self, message: str) -> None:
+        """Tell the user, now and in the report."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.progress.warn(message)
+
+
+class Step(ABC):
+    """One thing done to a model. Subclasses are frozen dataclasses; their fields are their options."""
+
+    name: ClassVar[str]
+    #: forms of model it takes, and the one it returns
+    accepts: ClassVar[frozenset[str]]
+    produces: ClassVar[str]
+    #: what it must be given: of "calibration" (photographs), "training" (photographs to train on), "labels"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: True where it changes the form only, so that the original model takes it too
+    exact: ClassVar[bool] = False
+
+    def check(self, device: Device, backend: Backend) -> None:
+        """Raise PlanError where this step, with its options, cannot serve that device. Called before anything runs."""
+        return
+
+    def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
+        """Return the facts of device and backend that the result depends on: part of the cache key."""
+        return {}
+
+    @abstractmethod
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the next model; never change the one given, and write only into `context.folder`."""
+
+    def restore(self, model: Model, folder: Path) -> Model | None:
+        """Rebuild what `apply(model, …)` returned from the files it left; None to use the host's own record.
+
+        The host stores paths and the weights of a module. A step that changes a module's structure overrides this.
+        """
+        return None
+
+    def naive(self) -> Self | None:
+        """Return this step as somebody in a hurry would do it, for the report's *direct* column; None to leave it out."""
+        return self
+
+
+class Technique(Step):
+    """A step that makes a model smaller or faster, or wins accuracy back."""
+
+
+class Session(Protocol):
+    """A model loaded and ready to run."""
+
+    def __call__(self, batch: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Run one batch (NCHW) and return every output in order."""
+
+
+class Backend(Step):
+    """A step that ends a plan: it readies a model for a runtime, and can run and time it where the runtime is here."""
+
+    @abstractmethod
+    def available(self, device: Device) -> str:
+        """Return why this backend cannot run models on this machine as it would on `device`; "" where it can."""
+
+    @abstractmethod
+    def open(self, model: Model, *, threads: int = 1) -> Session:
+        """Load a model of a form in `accepts` to run it here."""
+
+    def scheme(self, device: Device) -> Scheme | None:
+        """Return what this backend wants of a quantised graph on `device`; None where it runs none."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What a backend wants of a graph with QuantizeLinear and DequantizeLinear: data that the quantiser obeys."""
+
+    #: numpy dtype names
+    activation: str
+    weight: str
+    #: zero points of activations are all 0
+    symmetric: bool
+    #: one scale for each output channel of a weight, where the kernel takes it
+    per_channel: bool
+    #: weights use 7 bits, so that sums of two products cannot leave int16
+    reduce_range: bool
+    #: "int32": bias through DequantizeLinear; "float32": bias left as it is
+    bias: str
+    #: "all": every tensor between two operators it can run on integers; "inputs": only inputs of weighted operators
+    placement: str
+    #: operators that it can run on integers
+    operators: frozenset[str]
+    #: where this is documented or was measured
+    source: str

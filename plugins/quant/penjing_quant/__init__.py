@@ -1,0 +1,15 @@
+"""Quantisation to 8-bit integers: weights and activations with ranges from photographs, or weights alone."""
+
+from __future__ import annotations
+
+from penjing.hookspecs import hookimpl
+from penjing.step import Technique
+
+
+@hookimpl
+def penjing_techniques() -> list[type[Technique]]:
+    """Bring quant.static and quant.dynamic."""
+    from penjing_quant.dynamic import DynamicQuantisation
+    from penjing_quant.static import StaticQuantisation
+
+    return [StaticQuantisation, DynamicQuantisation]

@@ -1,0 +1,281 @@
+"""quant.static: weights and activations as 8-bit integers, ranges measured on photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from penjing.errors import PlanError, PluginError, StepError
+from penjing.options import option
+from penjing.step import Backend, Context, Scheme, Technique
+
+from penjing_quant.calibrate import Method
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+    from penjing.data import Split
+    from penjing.device import Device
+    from penjing.model import Model
+    from penjing.preprocess import Preprocess
+
+    from penjing_quant.calibrate import Calibration
+    from penjing_quant.write import Written
+
+    Array = npt.NDArray[np.float32]
+
+#: every so many photographs one is kept from calibration, to judge by
+HELD_OUT = 5
+#: photographs to judge a candidate by, and to correct biases with, at most: they are kept in memory
+JUDGES, CORRECTORS = 50, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticQuantisation(Technique):
+    """Turn weights and activations into 8-bit integers, with ranges measured on photographs."""
+
+    name = "quant.static"
+    accepts = frozenset({"onnx"})
+    produces = "onnx"
+    needs = frozenset({"calibration"})
+
+    method: Method = option(  # noqa: RUF009 - a dataclass field; the alias is a Literal
+        "percentile", "How the range of an activation is chosen from the values it took."
+    )
+    percentile: float = option(99.99, "Share of the values that method percentile keeps.", between=(90, 100))
+    images: int = option(300, "Photographs to calibrate with, at most.", between=(1, 100_000))
+    per_channel: bool | None = option(
+        None, "One scale for each output channel of a weight; none: as the device wants it."
+    )
+    equalise: bool = option(True, "Even out channels of neighbouring layers first, where that helps.")
+    bias_correction: bool = option(True, "Fit biases to what quantisation shifts, where that helps.")
+
+    def check(self, device: Device, backend: Backend) -> None:
+        """Raise PlanError where the backend runs no quantised graphs, or asks for what no graph can be."""
+        self._scheme(device, backend)
+
+    def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
+        """Return the scheme, and the versions of what measures ranges and writes graphs."""
+        from importlib.metadata import version
+
+        scheme = dataclasses.asdict(self._scheme(device, backend))
+        scheme["operators"] = sorted(scheme["operators"])
+        return {
+            "scheme": scheme,
+            **{name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")},
+        }
+
+    def naive(self) -> Self:
+        """Return per-tensor weights, MinMax and no recovery: quantize_static's defaults, for this device."""
+        return dataclasses.replace(
+            self, method="minmax", per_channel=False, equalise=False, bias_correction=False
+        )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the model as a Q/DQ graph that obeys the scheme of `context.backend`."""
+        import onnx
+
+        from penjing_quant.graph import load
+        from penjing_quant.verify import violations
+
+        work = _Work(
+            self,
+            load(model.value),
+            self._scheme(context.device, context.backend),
+            context,
+            _photographs(model, context, self.images),
+        )
+        written = work.run()
+        if not written.integer:
+            context.warn("Nothing in this network can be quantised; it stays as it was.")
+            return model
+        if found := violations(written.model, work.scheme):
+            raise PluginError(
+                f"quant.static wrote a graph that {context.backend.name} refuses: {' '.join(found[:5])}"
+            )
+        path = context.folder / "model.onnx"
+        data = written.model.SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        onnx.checker.check_model(path)
+        return model.become("onnx", path, fingerprint=hashlib.sha256(data).hexdigest())
+
+    def _scheme(self, device: Device, backend: Backend) -> Scheme:
+        scheme = backend.scheme(device)
+        if scheme is None:
+            raise PlanError(
+                f"{backend.name} runs no quantised graphs on {device.name}.",
+                hint="Leave quant.static out of the recipe.",
+            )
+        if scheme.symmetric and scheme.activation.startswith("u"):
+            raise PlanError(
+                f"{backend.name} wants zero points of 0 with {scheme.activation}, which has no negatives."
+            )
+        return scheme
+
+
+@dataclasses.dataclass
+class _Photographs:
+    """Those that measure ranges, read anew at every pass, and those kept apart to judge by."""
+
+    split: Split
+    preprocess: Preprocess
+    limit: int
+
+    def __call__(self) -> Iterator[tuple[str, Array]]:
+        """Yield the photographs to calibrate with, one by one."""
+        return (photo for number, photo in enumerate(self._all()) if not self._is_held_out(number))
+
+    def judges(self) -> list[Array]:
+        """Return photographs kept apart; where there are too few to keep any, those that calibrate."""
+        kept = [
+            pixels
+            for number, (_, pixels) in enumerate(self._all(JUDGES * HELD_OUT))
+            if self._is_held_out(number)
+        ]
+        return kept or [pixels for _, pixels in self()]
+
+    def correctors(self) -> list[Array]:
+        """Return the first photographs to calibrate with."""
+        return [pixels for _, (_, pixels) in zip(range(CORRECTORS), self(), strict=False)]
+
+    @property
+    def held_out(self) -> bool:
+        """Tell whether there are enough photographs to keep some apart."""
+        return min(self.limit, len(self.split)) >= HELD_OUT
+
+    def _is_held_out(self, number: int) -> bool:
+        return number % HELD_OUT == HELD_OUT - 1
+
+    def _all(self, most: int | None = None) -> Iterator[tuple[str, Array]]:
+        limit = self.limit if most is None else min(self.limit, most)
+        for batch in self.split.batches(8, self.preprocess, limit):
+            for photo, pixels in zip(batch.photos, batch.inputs, strict=True):
+                yield str(photo.path), pixels[None]
+
+
+def _photographs(model: Model, context: Context, limit: int) -> _Photographs:
+    if context.data is None or not len(context.data.calibrate):
+        raise StepError(
+            "There is no photograph to calibrate with.",
+            hint="Give --data with photographs like those on the device.",
+        )
+    if model.preprocess is None:
+        raise StepError(
+            "How photographs become this network's input is not known.", hint="Give --preprocess FILE."
+        )
+    return _Photographs(context.data.calibrate, model.preprocess, limit)
+
+
+@dataclasses.dataclass
+class _Candidate:
+    """A float graph, its ranges, and what they become."""
+
+    model: onnx.ModelProto
+    calibration: Calibration
+    written: Written
+    sqnr: float
+
+
+class _Work:
+    """One quantisation: plain, then each recovery method, kept where it helps on photographs held out."""
+
+    def __init__(
+        self,
+        step: StaticQuantisation,
+        model: onnx.ModelProto,
+        scheme: Scheme,
+        context: Context,
+        photos: _Photographs,
+    ) -> None:
+        self.step, self.model, self.scheme, self.context, self.photos = step, model, scheme, context, photos
+        self.judges = photos.judges()
+
+    def run(self) -> Written:
+        from penjing_quant.bias_correction import correct_bias
+        from penjing_quant.equalise import equalise
+
+        best = self.quantise(self.model)
+        sqnr = {"plain": best.sqnr}
+        self.warn_of_ranges(best.calibration)
+        pairs: list[str] = []
+        if best.written.integer and self.step.equalise:
+            model, pairs = equalise(self.model)
+            if pairs:
+                equal = self.quantise(model)
+                sqnr["equalised"] = equal.sqnr
+                if equal.sqnr > best.sqnr:
+                    best = equal
+                else:
+                    pairs = []
+        if best.written.integer and self.step.bias_correction:
+            model = correct_bias(best.model, best.written, self.photos.correctors())
+            corrected = self.candidate(model, best.calibration)
+            sqnr["bias_corrected"] = corrected.sqnr
+            if corrected.sqnr > best.sqnr:
+                best = corrected
+        self.tell(best, sqnr, pairs)
+        return best.written
+
+    def quantise(self, model: onnx.ModelProto) -> _Candidate:
+        """Measure the ranges of `model` and quantise it."""
+        import onnx_ir as ir
+
+        from penjing_quant.calibrate import calibrate
+        from penjing_quant.placement import observed
+
+        tensors = observed(ir.from_proto(model).graph, self.scheme)
+        step = self.step
+        calibration = calibrate(
+            model, tensors, self.photos, self.scheme, step.method, step.percentile, self.context.progress
+        )
+        return self.candidate(model, calibration)
+
+    def candidate(self, model: onnx.ModelProto, calibration: Calibration) -> _Candidate:
+        """Quantise `model` with known ranges, and judge the result against the float model that was given."""
+        from penjing_quant.session import Network, sqnr
+        from penjing_quant.write import write
+
+        written = write(model, calibration.ranges, self.scheme, per_channel=self.step.per_channel)
+        if not written.integer:
+            return _Candidate(model, calibration, written, float("inf"))
+        decibels = sqnr(Network(self.model), Network(written.model, simulated=True), self.judges)
+        return _Candidate(model, calibration, written, decibels)
+
+    def warn_of_ranges(self, calibration: Calibration) -> None:
+        from penjing_quant.session import only_input
+
+        image = only_input(self.model).name
+        constant = list(calibration.constant)
+        if image in constant:
+            self.context.warn(
+                f"All calibration photographs are one same value at the network's input {image}: "
+                "the ranges measured mean nothing for others."
+            )
+        elif constant:
+            more = f" and {len(constant) - 3} more" if len(constant) > 3 else ""
+            self.context.warn(
+                f"These tensors never change over the photographs: {', '.join(constant[:3])}{more}."
+            )
+        if not self.photos.held_out:
+            self.context.warn(
+                f"Fewer than {HELD_OUT} photographs calibrate: what helps is judged by the same ones."
+            )
+
+    def tell(self, best: _Candidate, sqnr: dict[str, float], pairs: list[str]) -> None:
+        """Fill in what the report tells."""
+        names = {node.name: node.op_type for node in self.model.graph.node}
+        total, done = Counter(names.values()), Counter(names[name] for name in best.written.integer)
+        self.context.details.update(
+            method=self.step.method,
+            photographs=best.calibration.photographs,
+            photographs_held_out=len(self.judges) if self.photos.held_out else 0,
+            tensors=len(best.written.tensors),
+            quantised={op: [done[op], total[op]] for op in ("Conv", "Gemm", "MatMul") if total[op]},
+            left_float=[dataclasses.asdict(left) for left in best.written.left],
+            sqnr_db={name: round(value, 2) for name, value in sqnr.items() if value != float("inf")},
+            equalised=pairs,
+        )
