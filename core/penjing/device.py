@@ -290,7 +290,9 @@ def _facts(value: Any) -> dict[str, Any]:
     for name, fact in _names_in(_table(value)).items():
         for part in fact if isinstance(fact, list) else [fact]:
             if not isinstance(part, str | int | float | dict) or part != part or part in _INFINITE:
-                raise _ProfileError(f"{name} must be text, a finite number, true or false, or a list of these.")
+                raise _ProfileError(
+                    f"{name} must be text, a finite number, true or false, or a list of these."
+                )
     identity = value.get("identity", ["-"])
     if not isinstance(identity, list) or not all(isinstance(text, str) and text.strip() for text in identity):
         raise _ProfileError("identity must be a list of names by which the board or CPU is recognised.")

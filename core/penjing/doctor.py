@@ -63,7 +63,7 @@ class Evidence:
     #: where trtexec is, and what it prints
     trtexec: str
     trtexec_output: str
-    #: /etc/nv_tegra_release, CUDA's version.json and `nvidia-smi --query-gpu=name,driver_version,memory.total`
+    #: /etc/nv_tegra_release, CUDA's version.json, and name, driver and memory of each GPU by nvidia-smi
     tegra_release: str
     cuda_json: str
     nvidia_smi: str
@@ -74,7 +74,7 @@ def examine(
 ) -> list[Finding]:
     """Return what there is to say about this machine, and about making things for `device` on it.
 
-    `broken_plugins` tells why each plugin that could not be loaded could not. `evidence` is observed unless given.
+    `broken_plugins` tells of each plugin that could not be loaded why. `evidence` is observed unless given.
     """
     evidence = evidence or observe()
     return [
@@ -98,7 +98,7 @@ def parse_tegra_release(text: str) -> str:
 def parse_trtexec(text: str) -> str:
     """Return the TensorRT version in trtexec's banner, such as "10.3.0"; "" where there is no banner.
 
-    The tag is major * 10000 + minor * 100 + patch from version 10 on, major * 1000 + minor * 100 + patch before.
+    The tag is major * 10000 + minor * 100 + patch from version 10 on; before, major * 1000 + the same.
     """
     found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
     if not found:

@@ -66,9 +66,14 @@ class Host:
         plugin = Plugin(entry.name, entry.value, f"{distribution.name} {distribution.version}")
         try:
             self._register(entry.load(), entry.name)
-        except (Exception, SystemExit) as error:  # whatever a module does when it is imported; kept as its reason
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a module does when it is imported; kept as its reason
             reason = error.message if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
-            return dataclasses.replace(plugin, broken=reason.strip().splitlines()[0] if reason.strip() else "?")
+            return dataclasses.replace(
+                plugin, broken=reason.strip().splitlines()[0] if reason.strip() else "?"
+            )
         return plugin
 
     def _register(self, plugin: object, name: str) -> None:
@@ -128,7 +133,9 @@ class Host:
         """Return the device called `name`, `name@stack`, or described by the TOML file `name`."""
         return find_device(name, self.profiles)
 
-    def open(self, source: str, *, weights: Path | None = None, preprocess: Preprocess | None = None) -> Model:
+    def open(
+        self, source: str, *, weights: Path | None = None, preprocess: Preprocess | None = None
+    ) -> Model:
         """Open the model that `source` names."""
         model: Model | None = self._manager.hook.penjing_open(
             source=source, weights=weights, preprocess=preprocess

@@ -40,7 +40,9 @@ class Option:
     @property
     def kind(self) -> str:
         """Return the type in words, for help and error messages."""
-        return _in_words(self.type) + (f" from {self.between[0]:g} to {self.between[1]:g}" if self.between else "")
+        return _in_words(self.type) + (
+            f" from {self.between[0]:g} to {self.between[1]:g}" if self.between else ""
+        )
 
     def read(self, value: Any) -> Any:
         """Return `value`, given as text or as TOML, as this option's type; ValueError where it is not."""
@@ -109,7 +111,9 @@ def _read(value: Any, annotation: Any) -> Any:
                 return choice
         raise ValueError(f"{value!r} is none of them")
     if origin is tuple:
-        items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        items = (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
         if not isinstance(items, list | tuple):
             raise ValueError(f"{value!r} is not a list")
         return tuple(_read(item, arguments[0]) for item in items)
@@ -118,7 +122,16 @@ def _read(value: Any, annotation: Any) -> Any:
 
 def _read_scalar(value: Any, kind: type) -> Any:
     if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if isinstance(value, bool):
             return value
         if isinstance(value, str) and value.lower() in words:

@@ -55,9 +55,13 @@ def from_toml(path: Path) -> Recipe:
         raise InputError(f"The recipe {path} is not valid TOML: {error}.") from error
     tables = table.pop("recipe", [])
     if table:
-        raise InputError(f"{path}: unknown key {next(iter(table))!r}.", hint="A recipe file holds [[recipe]] tables.")
+        raise InputError(
+            f"{path}: unknown key {next(iter(table))!r}.", hint="A recipe file holds [[recipe]] tables."
+        )
     if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):
-        raise InputError(f"{path}: `recipe` is not a list of tables.", hint="Write [[recipe]] with two brackets.")
+        raise InputError(
+            f"{path}: `recipe` is not a list of tables.", hint="Write [[recipe]] with two brackets."
+        )
     return from_tables(tables, str(path))
 
 

@@ -97,6 +97,10 @@ class Step(ABC):
         """Raise PlanError where this step, with its options, cannot serve that device. Called before anything runs."""
         return
 
+    def explain(self, device: Device, backend: Backend) -> str:
+        """Return in a sentence what this step does for that device: the plan shows it."""
+        return (type(self).__doc__ or "").strip().split("\n", 1)[0]
+
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the facts of device and backend that the result depends on: part of the cache key."""
         return {}
@@ -131,13 +135,16 @@ class Session(Protocol):
 class Backend(Step):
     """A step that ends a plan: it readies a model for a runtime, and can run and time it where the runtime is here."""
 
+    #: threads of one inference, as the report states them
+    threads: int = 1
+
     @abstractmethod
     def available(self, device: Device) -> str:
         """Return why this backend cannot run models on this machine as it would on `device`; "" where it can."""
 
     @abstractmethod
-    def open(self, model: Model, *, threads: int = 1) -> Session:
-        """Load a model of a form in `accepts` to run it here."""
+    def open(self, model: Model, device: Device) -> Session:
+        """Load a model of a form in `accepts` to run it here, answering as it would on `device`."""
 
     def scheme(self, device: Device) -> Scheme | None:
         """Return what this backend wants of a quantised graph on `device`; None where it runs none."""

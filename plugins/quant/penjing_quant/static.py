@@ -55,8 +55,24 @@ class StaticQuantisation(Technique):
     bias_correction: bool = option(True, "Fit biases to what quantisation shifts, where that helps.")
 
     def check(self, device: Device, backend: Backend) -> None:
-        """Raise PlanError where the backend runs no quantised graphs, or asks for what no graph can be."""
+        """Raise PlanError where device or backend runs no 8-bit graphs, or asks for what no graph can be."""
+        if "int8" not in device.precisions:
+            raise PlanError(
+                f"{device.name} does not compute in int8, only in {', '.join(device.precisions)}.",
+                hint="Leave quant.static out of the recipe.",
+            )
         self._scheme(device, backend)
+
+    def explain(self, device: Device, backend: Backend) -> str:
+        """Return the types of numbers that the device's kernels want."""
+        scheme = self._scheme(device, backend)
+        per_channel = scheme.per_channel if self.per_channel is None else self.per_channel
+        return (
+            f"Activations become {scheme.activation}, weights {scheme.weight}"
+            + (" of 7 bits, whose products this CPU adds without overflow" if scheme.reduce_range else "")
+            + (", one scale a channel" if per_channel else ", one scale a tensor")
+            + f"; ranges by {self.method}."
+        )
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the scheme, and the versions of what measures ranges and writes graphs."""

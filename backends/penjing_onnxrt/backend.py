@@ -1,0 +1,140 @@
+"""The backend for ONNX Runtime's CPU execution provider."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from penjing.errors import InputError, StepError
+from penjing.here import this_machine
+from penjing.options import option
+from penjing.step import Backend, Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    from penjing.device import Device
+    from penjing.model import Model
+    from penjing.step import Context
+
+    Array = np.ndarray[Any, Any]
+
+#: operators that ONNX Runtime 1.32 runs on integers between DequantizeLinear and QuantizeLinear, read from
+#: qdq_selector_action_transformer.cc and confirmed by the nodes of optimised graphs
+OPERATORS = frozenset(
+    ["Conv", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Concat", "MaxPool", "Resize", "Flatten", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Transpose", "Gather", "Split", "Expand", "Tile"]
+)
+_SOURCE = "onnxruntime quantize.py guide; mlas/lib/platform.cpp; measured with 1.32"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntime(Backend):
+    """Load the network in ONNX Runtime on the CPU, and see what runs on integers."""
+
+    name = "onnxrt"
+    accepts = frozenset({"onnx"})
+    produces = "onnx"
+    exact = True
+
+    threads: int = option(1, "Threads of one inference.", between=(1, 1024))
+
+    def available(self, device: Device) -> str:
+        """Return "" where this machine has the kernels that the device has."""
+        if device.here:
+            return ""
+        return f"this machine ({this_machine().title}) is not a {device.title}"
+
+    def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
+        """Return the version that optimises the graph."""
+        from importlib.metadata import version
+
+        return {"onnxruntime": version("onnxruntime"), "here": device.here}
+
+    def scheme(self, device: Device) -> Scheme:
+        """Return the types whose kernels are fast and exact on the device's CPU.
+
+        x86 without VNNI adds pairs of products in 16 bits (vpmaddubsw), which 7-bit weights cannot overflow.
+        """
+        arm = device.arch == "aarch64"
+        vnni = bool(device.isa & {"avx512_vnni", "avx_vnni", "amx"})
+        return Scheme(
+            activation="int8" if arm else "uint8",
+            weight="int8",
+            symmetric=False,
+            per_channel=True,
+            reduce_range=not arm and not vnni,
+            bias="float32",
+            placement="all",
+            operators=OPERATORS,
+            source=_SOURCE,
+        )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Load the model, and count what the runtime made of it."""
+        from importlib.metadata import version
+
+        import onnx
+
+        context.details["onnxruntime"] = version("onnxruntime")
+        if context.device.here:
+            path = context.folder / "optimised.onnx"
+            _Session(model, threads=self.threads, simulate=False, optimised=str(path))
+            graph = onnx.load(path, load_external_data=False).graph
+            path.unlink()
+            context.details["nodes"] = dict(Counter(node.op_type for node in graph.node).most_common())
+        else:
+            _Session(model, threads=self.threads, simulate=True)
+        return model
+
+    def open(self, model: Model, device: Device) -> _Session:
+        """Load a model with the device's kernels, or else with Q/DQ computed in float.
+
+        Kernels of this CPU may differ from the device's (without VNNI they overflow on 8-bit weights), so
+        where the device is elsewhere the integers are simulated exactly, which is slow but says what it will answer.
+        """
+        return _Session(model, threads=self.threads, simulate=not device.here)
+
+
+class _Session:
+    """An onnxruntime session with one image input."""
+
+    def __init__(self, model: Model, *, threads: int, simulate: bool, optimised: str = "") -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if simulate:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if optimised:
+            options.optimized_model_filepath = optimised
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(model.value), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exceptions have no common base
+            raise StepError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {model.value}: {_first_line(error)}",
+                hint="`penjing doctor` tells which opset and IR version it reads.",
+            ) from error
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(entry.name for entry in inputs)
+            raise InputError(f"The model has {len(inputs)} inputs ({names}); photographs can feed one.")
+        self._input, self._model = inputs[0].name, model
+
+    def __call__(self, batch: Array) -> list[Array]:
+        """Run one batch, float32 NCHW."""
+        try:
+            outputs: list[Array] = self._session.run(None, {self._input: batch})
+        except Exception as error:  # as above
+            raise StepError(
+                f"The model does not take a batch of shape {list(batch.shape)}: {_first_line(error)}",
+                hint="Compare --preprocess with the model's input, " + str(self._model.inputs[0]) + ".",
+            ) from error
+        return outputs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

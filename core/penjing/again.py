@@ -1,0 +1,124 @@
+"""Using a finished run again: timing its models anew, and asking them about photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing import measure
+from penjing.api import described
+from penjing.errors import InputError, PlanError
+from penjing.goal import Goal
+from penjing.host import Host
+from penjing.options import build
+from penjing.step import Backend
+from penjing.verdict import judge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penjing.model import Model
+    from penjing.report import Report
+    from penjing.step import Progress
+
+
+def measure_again(folder: Path, seconds: float, progress: Progress, host: Host | None = None) -> Report:
+    """Time the models of a run beside each other for about `seconds`, and write its report anew.
+
+    PlanError where this machine is not the run's device.
+    """
+    from penjing import report as reports
+    from penjing.compare import environment, zeros
+    from penjing.run import locked
+
+    host = host or Host()
+    asked = described(folder)
+    device = host.device(asked["device"])
+    backend = _backend(host, asked)
+    if why := backend.available(device):
+        raise PlanError(
+            f"Latency on {device.title} cannot be measured here: {why}.", hint="Measure on the device."
+        )
+    with locked(folder):
+        report = reports.read(folder / "report.json")
+        models = {
+            column["name"]: _model(host, folder, column["name"])
+            for column in report["columns"]
+            if column["file"]
+        }
+        sessions = {name: backend.open(model, device) for name, model in models.items()}
+        timing = measure.interleave(
+            sessions, zeros(models["original"]), threads=backend.threads, seconds=seconds, progress=progress
+        )
+        for column in report["columns"]:
+            if column["name"] in sessions:
+                column["latency"], column["latency_why"] = timing.record(column["name"]), ""  # type: ignore[typeddict-item]
+        report["goals"] = judge(Goal(**asked["goal"]), report["columns"][-1])  # type: ignore[typeddict-item]
+        report["environment"] = environment(backend.threads, asked["seed"])  # type: ignore[typeddict-item]
+        reports.write(report, folder)
+    return report
+
+
+def predict(
+    folder: Path, images: Sequence[Path], top: int, column: str = "optimised", host: Host | None = None
+) -> list[dict[str, Any]]:
+    """Return what a model of the run answers for each image: the `top` classes, or each output's shape and range."""
+    from penjing.data import read_photo
+
+    host = host or Host()
+    asked = described(folder)
+    device, backend = host.device(asked["device"]), _backend(host, asked)
+    model = _model(host, folder, column)
+    if model.preprocess is None:
+        raise InputError(
+            f"{folder} does not say how a photograph becomes an input.", hint="Compress with --preprocess."
+        )
+    session = backend.open(model, device)
+    found = []
+    for image in images:
+        pixels = model.preprocess(read_photo(image))
+        batch = model.inputs[0].shape[0] or 1
+        outputs = session(pixels[None].repeat(batch, axis=0))
+        found.append({"image": str(image), **_answers(model, outputs, asked, top)})
+    return found
+
+
+def _answers(
+    model: Model, outputs: Sequence[np.ndarray[Any, Any]], asked: dict[str, Any], top: int
+) -> dict[str, Any]:
+    import numpy as np
+
+    if asked["task"] != "classification":
+        named = zip(model.outputs, outputs, strict=True)
+        return {"answers": [], "outputs": [
+            {"name": tensor.name, "shape": list(value.shape), "low": float(value.min()), "high": float(value.max())}
+            for tensor, value in named
+        ]}  # fmt: skip
+    scores = outputs[0][0].astype(np.float64)
+    shares = np.exp(scores - scores.max())
+    shares /= shares.sum()
+    labels = model.labels or tuple(asked["classes"])
+    if len(labels) != len(scores):
+        labels = tuple(f"class {index}" for index in range(len(scores)))
+    best = np.argsort(-shares, kind="stable")[:top]
+    return {"outputs": [], "answers": [
+        {"label": labels[index], "index": int(index), "share": float(shares[index])} for index in best
+    ]}  # fmt: skip
+
+
+def _model(host: Host, folder: Path, column: str) -> Model:
+    path = folder / column / "model.onnx"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no {column} model.", hint="Run the same `penjing compress` again to finish it."
+        )
+    return host.open(str(path))
+
+
+def _backend(host: Host, asked: dict[str, Any]) -> Backend:
+    kind = host.step(asked["backend"]["name"])
+    backend = build(kind, asked["backend"]["name"], asked["backend"]["options"])
+    if not isinstance(backend, Backend):
+        raise InputError(f"run.json names {asked['backend']['name']!r} as backend, which is none.")
+    return backend

@@ -1,0 +1,156 @@
+"""The main job as functions: what the command line calls, and what a tool that embeds the host calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.data import open_data
+from penjing.errors import InputError
+from penjing.goal import Goal
+from penjing.host import Host
+from penjing.plan import Plan, choose_task, make_plan
+from penjing.preprocess import Preprocess
+from penjing.recipe import from_toml, override
+from penjing.step import Progress, Silent
+
+if TYPE_CHECKING:
+    from penjing.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for: a model, a device, photographs, and demands."""
+
+    source: str
+    device: str
+    #: a folder of photographs; None to convert without measuring accuracy
+    data: Path | None = None
+    weights: Path | None = None
+    #: a TOML file, or the table itself
+    preprocess: Path | Preprocess | None = None
+    #: a TOML file of steps in place of the device's recipe
+    recipe: Path | None = None
+    #: "STEP.OPTION=VALUE"
+    settings: tuple[str, ...] = ()
+    goal: Goal = dataclasses.field(default_factory=Goal)
+    seed: int = 0
+    #: share of broken photographs at which the run stops
+    max_broken: float = 0.05
+    #: the run folder; None makes one up under runs/
+    out: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the run folder."""
+        if self.out is not None:
+            return self.out
+        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(self.source).name}-{self.device}").strip("-").lower()
+        return Path("runs") / name
+
+    @property
+    def command(self) -> str:
+        """Return the command line that asks the same."""
+        words = ["penjing", "compress", self.source, "--device", self.device]
+        for flag, value in (("data", self.data), ("weights", self.weights), ("recipe", self.recipe)):
+            words += [f"--{flag}", str(value)] if value is not None else []
+        words += ["--preprocess", str(self.preprocess)] if isinstance(self.preprocess, Path) else []
+        words += [word for setting in self.settings for word in ("--set", setting)]
+        for name, bound in dataclasses.asdict(self.goal).items():
+            words += [f"--{name.replace('_', '-')}", f"{bound:g}"] if bound is not None else []
+        words += ["--seed", str(self.seed)] if self.seed else []
+        words += ["--max-broken", f"{self.max_broken:g}"] if self.max_broken != 0.05 else []
+        words += ["--out", str(self.out)] if self.out is not None else []
+        return shlex.join(words)
+
+
+def plan(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Plan:
+    """Open what is asked for and return the plan; nothing has run. PlanError says what cannot be done."""
+    host, progress = host or Host(), progress or Silent()
+    device = host.device(request.device)
+    preprocess = request.preprocess
+    if isinstance(preprocess, Path):
+        preprocess = Preprocess.from_toml(preprocess)
+    recipe = from_toml(request.recipe) if request.recipe else None
+    progress.begin(f"opening {request.source}")
+    model = host.open(request.source, weights=request.weights, preprocess=preprocess)
+    progress.end()
+    recipe = override(recipe or host.recipe(device, model, request.goal), request.settings)
+    data = None
+    if request.data is not None:
+        classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None
+        data = open_data(
+            request.data,
+            outputs=classes,
+            labels=model.labels,
+            max_broken=request.max_broken,
+            seed=request.seed,
+            progress=progress,
+        )
+    return make_plan(host, recipe, device, model, data, request.goal)
+
+
+def compress(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Report:
+    """Carry out the main job, and return the report that also lies in the run folder.
+
+    Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
+    takes up where it stopped.
+    """
+    from penjing import report as reports
+    from penjing.compare import compare
+    from penjing.run import Run
+
+    host, progress = host or Host(), progress or Silent()
+    planned = plan(request, host=host, progress=progress)
+    planned.backend  # noqa: B018 - raises where the plan is refused
+    for warning in (*planned.model.warnings, *(planned.data.warnings if planned.data else ())):
+        progress.warn(warning)
+    run = Run(host, planned, request.folder, seed=request.seed, progress=progress)
+    with run.opened(_describe(request, planned)):
+        columns = run.make()
+        report = compare(run, columns, request.command)
+        reports.write(report, request.folder)
+    return report
+
+
+def _describe(request: Request, planned: Plan) -> dict[str, Any]:
+    """Return what run.json keeps: what was asked, and what the models in the run need to be run again."""
+    model, backend = planned.model, planned.backend
+    return {
+        "source": request.source,
+        "device": request.device,
+        "command": request.command,
+        "backend": {"name": backend.name, "options": dataclasses.asdict(backend)},  # type: ignore[call-overload]
+        "task": planned.task.name,
+        "goal": dataclasses.asdict(request.goal),
+        "seed": request.seed,
+        "preprocess": model.preprocess.to_dict() if model.preprocess else None,
+        "classes": list(planned.data.classes if planned.data and planned.data.classes else model.labels),
+        "plan": [
+            {
+                "use": line.use.name,
+                "options": dict(line.use.options),
+                "why": line.why,
+                "left_out": line.left_out,
+            }
+            for line in planned.lines
+        ],
+    }
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run folder; InputError where it is none."""
+    from penjing.files import read_json
+    from penjing.run import SCHEMA
+
+    if not (folder / "run.json").is_file():
+        raise InputError(
+            f"{folder} is not the folder of a run.", hint="`penjing compress` makes one under runs/."
+        )
+    found = read_json(folder / "run.json")
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise InputError(f"{folder / 'run.json'} is of another version of Penjing.", hint="Compress again.")
+    return found

@@ -1,0 +1,222 @@
+"""One execution of a plan: a folder that can be killed at any moment and taken up again.
+
+RUN/
+    run.json                    what was asked, and the plan
+    steps/NAME-KEY/             files of a finished step, and step.json
+    measurements/KIND-KEY.json  answers and times, by the content of what was measured
+    original/ direct/ optimised/model.onnx
+    report.html  report.md  report.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing import __version__
+from penjing.errors import InputError, PenjingError, StepError
+from penjing.files import digest, read_json, sha256_of, write_bytes, write_json
+from penjing.plan import Plan
+from penjing.step import Context, Progress, Silent, Step
+from penjing.store import Done, Store
+
+if TYPE_CHECKING:
+    from penjing.host import Host
+    from penjing.model import Model
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of the report as it was made: its steps, its model, or why it could not be made."""
+
+    name: str
+    steps: tuple[Step, ...]
+    done: tuple[Done, ...]
+    failed: str = ""
+
+    @property
+    def model(self) -> Model:
+        """Return the model at the end."""
+        return self.done[-1].model
+
+
+class Run:
+    """Executes a plan in a folder."""
+
+    def __init__(
+        self, host: Host, plan: Plan, folder: Path, *, seed: int = 0, progress: Progress | None = None
+    ) -> None:
+        self.host, self.plan, self.folder, self.seed = host, plan, folder, seed
+        self.progress: Progress = progress or Silent()
+        self.store: Store
+
+    @contextmanager
+    def opened(self, description: Mapping[str, Any]) -> Iterator[None]:
+        """Take the folder for this process, and write down what was asked.
+
+        Raises InputError where the folder holds something else, where it cannot be written, and where another
+        process is at work in it.
+        """
+        with locked(self.folder):
+            for leftover in self.folder.glob("*/.model.onnx.*"):
+                leftover.unlink()
+            self.store = Store(self.folder)
+            write_json(self.folder / "run.json", {"schema": SCHEMA, **description})
+            yield
+
+    def make(self) -> dict[str, Column]:
+        """Carry out the steps of every column; what is finished already is reused.
+
+        Raises StepError where the original or the optimised model cannot be made. That the naive form fails is
+        a result, not an error.
+        """
+        columns = {}
+        for name, steps in self.plan.columns.items():
+            self.progress.begin(f"{name} model")
+            try:
+                columns[name] = Column(name, steps, tuple(self._carry_out(steps)))
+            except StepError as error:
+                if name != "direct":
+                    raise
+                columns[name] = Column(name, steps, (), error.message)
+                self.progress.end(error.message)
+                continue
+            self._publish(columns[name])
+            self.progress.end()
+        return columns
+
+    def measured(self, kind: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """Return what `measure` returned when it was last asked under the same facts, or ask it now."""
+        folder = self.folder / "measurements"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{kind}-{digest(json.dumps(facts, sort_keys=True))[:16]}.json"
+        if path.exists():
+            return read_json(path)["result"]
+        result = measure()
+        write_json(path, {"facts": facts, "result": result})
+        return result
+
+    def _carry_out(self, steps: tuple[Step, ...]) -> Iterator[Done]:
+        model = self.plan.model
+        for step in steps:
+            done = self._one(step, model)
+            model = done.model
+            yield done
+
+    def _one(self, step: Step, model: Model) -> Done:
+        options = dataclasses.asdict(step)  # type: ignore[call-overload]  # every Step is a dataclass: Host.steps
+        key = self._key(step, options, model)
+        data = self.plan.data
+        self.progress.begin(step.name)
+        if (found := self.store.find(step, key, model)) is not None:
+            self._remember_broken(found.record)
+            self.progress.end("already done")
+            return found
+        start = time.monotonic()
+        with self.store.room() as folder:
+            context = Context(
+                self.plan.device, self.plan.goal, data, folder, self.plan.backend, self.seed, self.progress
+            )
+            after = self._apply(step, model, context)
+            facts = {
+                "options": options,
+                "key": key,
+                "seconds": round(time.monotonic() - start, 3),
+                "broken": [] if data is None else [list(entry) for entry in data.broken],
+            }
+            done = self.store.keep(step, key, model, after, context, facts)
+        self.progress.end(f"{facts['seconds']:.1f} s")
+        return done
+
+    def _apply(self, step: Step, model: Model, context: Context) -> Model:
+        try:
+            return self.host.apply(step, model, context)
+        except PenjingError as error:
+            if isinstance(error, StepError | InputError):
+                raise StepError(f"{step.name}: {error.message}", hint=error.hint) from error
+            raise
+        except OSError:
+            raise  # said in one place, by `locked`
+        except Exception as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StepError(
+                f"{step.name} failed: {type(error).__name__}: {first}",
+                hint="What came before is kept. --debug shows where it happened.",
+            ) from error
+
+    def _key(self, step: Step, options: Mapping[str, Any], model: Model) -> str:
+        facts = {
+            "step": step.name,
+            "options": options,
+            "input": model.fingerprint,
+            "preprocess": model.preprocess.to_dict() if model.preprocess else None,
+            "data": self.plan.data.fingerprint if self.plan.data and step.needs else None,
+            "resources": step.resources(self.plan.device, self.plan.backend),
+            "seed": self.seed,
+            "penjing": __version__,
+        }
+        return digest(json.dumps(facts, sort_keys=True, default=str))
+
+    def _remember_broken(self, record: Mapping[str, Any]) -> None:
+        """Note the photographs that a finished step found broken, as it did when it ran."""
+        data = self.plan.data
+        for name, reason in record["broken"] if data else ():
+            if data is not None and data.root / name not in data.broken:
+                data.broken.add(data.root / name, reason)
+
+    def _publish(self, column: Column) -> None:
+        """Put the interchange model of a column where people look for it."""
+        model = column.model
+        if not (isinstance(model.value, Path) and model.value.suffix == ".onnx"):
+            return
+        target = self.folder / column.name / "model.onnx"
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists() or sha256_of(target) != sha256_of(model.value):
+            write_bytes(target, model.value.read_bytes())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder `folder`, made where it is missing; what the system refuses becomes a clear error."""
+    from filelock import FileLock, Timeout
+
+    try:
+        if folder.exists() and not (folder / "run.json").exists() and _holds_other_things(folder):
+            raise InputError(
+                f"{folder} is not empty, and not the folder of a run.", hint="Name another with --out."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"Another process is at work in {folder}.", hint="Wait for it, or name another --out."
+        ) from error
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise StepError(
+            f"The run in {folder} stopped: {error.strerror or error}{where}.",
+            hint=_advice(folder) + " Finished steps are kept: run the same command again.",
+        ) from error
+
+
+def _holds_other_things(folder: Path) -> bool:
+    """Tell whether there is more than a run killed in its first moments leaves behind."""
+    return any(
+        path.name not in (".lock", "steps") and not path.name.startswith(".run.json")
+        for path in folder.iterdir()
+    )
+
+
+def _advice(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    return f"{free:.0f} MB are free there; the folder must be writable."

@@ -1,0 +1,160 @@
+"""What a finished step left in its folder, and how its model is had again from there. No pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.errors import InputError, PluginError
+from penjing.files import inside, read_json, sha256_of, sync, write_json
+from penjing.model import Model, Tensor
+
+if TYPE_CHECKING:
+    from penjing.step import Context, Step
+
+RECORD = "step.json"
+WEIGHTS = "weights.safetensors"
+UNFINISHED = ".unfinished-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A finished step: its model, and its record as kept in step.json."""
+
+    model: Model
+    record: dict[str, Any]
+    reused: bool
+
+
+class Store:
+    """The steps of one run, each in a folder named by what it depends on. One process at a time may use it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "steps"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(leftover)
+
+    @contextmanager
+    def room(self) -> Iterator[Path]:
+        """Yield an empty folder to work in, which is gone afterwards unless `keep` took it."""
+        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def find(self, step: Step, key: str, model: Model) -> Done | None:
+        """Return the finished step of that key, applied to `model`; None where it is not there, whole and unchanged."""
+        folder = self._place(step, key)
+        if not (folder / RECORD).exists():
+            return None
+        record = read_json(folder / RECORD)
+        for name, expected in record["files"].items():
+            path = inside(folder, name)
+            if not path.is_file() or sha256_of(path) != expected:
+                shutil.rmtree(folder)
+                return None
+        return Done(self._restore(step, key, model, folder, record), record, reused=True)
+
+    def keep(
+        self, step: Step, key: str, before: Model, after: Model, context: Context, facts: dict[str, Any]
+    ) -> Done:
+        """Write down what `step` returned, and move its folder to where `find` sees it: all at once."""
+        work = context.folder
+        value = self._save(step, before, after, work)
+        files = {
+            path.relative_to(work).as_posix(): sha256_of(path)
+            for path in sorted(work.rglob("*"))
+            if path.is_file()
+        }
+        record = {
+            "name": step.name,
+            "value": value,
+            "inputs": [dataclasses.asdict(tensor) for tensor in after.inputs],
+            "outputs": [dataclasses.asdict(tensor) for tensor in after.outputs],
+            "files": files,
+            "details": context.details,
+            "warnings": context.warnings,
+            **facts,
+        }
+        write_json(work / RECORD, record)
+        for path in work.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        place = self._place(step, key)
+        shutil.rmtree(place, ignore_errors=True)
+        work.rename(place)
+        sync(self.folder)
+        return Done(self._restore(step, key, before, place, record), record, reused=False)
+
+    def _place(self, step: Step, key: str) -> Path:
+        return self.folder / f"{step.name}-{key[:16]}"
+
+    def _save(self, step: Step, before: Model, after: Model, work: Path) -> str | None:
+        """Return where the value is kept: a path in `work`, or from the run's root; None for weights of a module."""
+        if isinstance(after.value, Path):
+            path = after.value.resolve()
+            if path.is_relative_to(work.resolve()):
+                return f"./{path.relative_to(work.resolve()).as_posix()}"
+            if path == _path(before):
+                return "unchanged"
+            raise PluginError(f"{step.name} returned a file outside its own folder: {path}.")
+        if after.value is before.value:
+            return "unchanged"
+        if after.form == "torch":
+            from safetensors.torch import save_file
+
+            state = {
+                name: tensor.detach().clone().contiguous()
+                for name, tensor in after.value.state_dict().items()
+            }
+            save_file(state, str(work / WEIGHTS))
+            return None
+        raise PluginError(
+            f"{step.name} returned a model of form {after.form!r} that is neither a file nor a module.",
+            hint="Return a Path in context.folder.",
+        )
+
+    def _restore(self, step: Step, key: str, before: Model, folder: Path, record: dict[str, Any]) -> Model:
+        restored = step.restore(before, folder)
+        if restored is None:
+            value = self._value(before, folder, record["value"])
+            restored = before.become(step.produces, value)
+        return dataclasses.replace(
+            restored, fingerprint=key, inputs=_tensors(record["inputs"]), outputs=_tensors(record["outputs"])
+        )
+
+    def _value(self, before: Model, folder: Path, value: str | None) -> Any:
+        if value == "unchanged":
+            return before.value
+        if value is not None:
+            return inside(folder, value)
+        import copy
+
+        from safetensors.torch import load_file
+
+        module = copy.deepcopy(before.value)
+        module.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
+        return module
+
+
+def _path(model: Model) -> Path | None:
+    return model.value.resolve() if isinstance(model.value, Path) else None
+
+
+def _tensors(records: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    try:
+        return tuple(Tensor(r["name"], tuple(r["shape"]), r["dtype"]) for r in records)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"A step's record is damaged: {error}.", hint="Remove the folder steps/ of the run."
+        ) from error
