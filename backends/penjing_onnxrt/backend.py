@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 #: operators that ONNX Runtime 1.32 runs on integers between DequantizeLinear and QuantizeLinear, read from
 #: qdq_selector_action_transformer.cc and confirmed by the nodes of optimised graphs
-OPERATORS = frozenset(
-    ["Conv", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Concat", "MaxPool", "Resize", "Flatten", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Transpose", "Gather", "Split", "Expand", "Tile"]
-)
+OPERATORS = frozenset({
+    "Conv", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid",
+    "Softmax", "Concat", "MaxPool", "Resize", "Flatten", "Reshape", "Slice", "Squeeze", "Unsqueeze",
+    "Transpose", "Gather", "Split", "Expand", "Tile",
+})  # fmt: skip
 _SOURCE = "onnxruntime quantize.py guide; mlas/lib/platform.cpp; measured with 1.32"
 
 

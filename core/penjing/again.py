@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from penjing.model import Model
     from penjing.report import Report
-    from penjing.step import Progress
+    from penjing.step import Progress, Session
 
 
 def measure_again(folder: Path, seconds: float, progress: Progress, host: Host | None = None) -> Report:
@@ -42,12 +42,12 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
         )
     with locked(folder):
         report = reports.read(folder / "report.json")
-        models = {
+        models: dict[str, Model] = {
             column["name"]: _model(host, folder, column["name"])
             for column in report["columns"]
             if column["file"]
         }
-        sessions = {name: backend.open(model, device) for name, model in models.items()}
+        sessions: dict[str, Session] = {name: backend.open(model, device) for name, model in models.items()}
         timing = measure.interleave(
             sessions, zeros(models["original"]), threads=backend.threads, seconds=seconds, progress=progress
         )

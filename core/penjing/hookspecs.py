@@ -58,7 +58,7 @@ def penjing_open(source: str, weights: Path | None, preprocess: Preprocess | Non
 
 @hookspec(firstresult=True)
 def penjing_recipe(device: Device, model: Model, goal: Goal) -> Recipe | None:
-    """Return the recipe for this model on this device; the host's own answer, the device profile's recipe, comes last."""
+    """Return the recipe for this model on this device; the host's own answer, the profile's recipe, comes last."""
 
 
 @hookspec(firstresult=True)

@@ -146,7 +146,7 @@ def fidelity(tally: Tally) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How models were timed beside each other: seconds for each run, in rounds A B C A B C …"""
+    """How models were timed beside each other: seconds for each run, in rounds A B C, A B C and so on."""
 
     rounds: Mapping[str, Sequence[Sequence[float]]]
     batch: int

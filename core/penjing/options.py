@@ -138,7 +138,7 @@ def _read_scalar(value: Any, kind: type) -> Any:
             return words[value.lower()]
         raise ValueError(f"{value!r} is neither")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not")
+        raise ValueError(f"{value!r} is not")  # noqa: TRY004 - one kind of error for a value that does not fit
     if kind is str:
         return str(value)
     try:

@@ -58,8 +58,7 @@ def render(plan: Plan) -> RenderableType:
         mark = Text(f"{number}. ", "dim") if not line.left_out else Text("–  ", "yellow")
         lines.append(Text.assemble("\n", mark, (line.use.name, "bold"), f"  {options}" if options else ""))
         lines.append(Padding(Text(f"left out: {line.left_out}" if line.left_out else line.why), (0, 0, 0, 3)))
-    for warning in as_json(plan)["warnings"]:
-        lines.append(Text.assemble("\n", ("! ", "yellow"), warning))
+    lines.extend(Text.assemble("\n", ("! ", "yellow"), warning) for warning in as_json(plan)["warnings"])
     if plan.refusal:
         lines.append(Text.assemble("\n", ("cannot be carried out yet: ", "red"), plan.refusal))
     return Group(*lines)

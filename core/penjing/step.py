@@ -94,7 +94,7 @@ class Step(ABC):
     exact: ClassVar[bool] = False
 
     def check(self, device: Device, backend: Backend) -> None:
-        """Raise PlanError where this step, with its options, cannot serve that device. Called before anything runs."""
+        """Raise PlanError where this step, with its options, cannot serve that device. Nothing has run yet."""
         return
 
     def explain(self, device: Device, backend: Backend) -> str:
@@ -117,7 +117,7 @@ class Step(ABC):
         return None
 
     def naive(self) -> Self | None:
-        """Return this step as somebody in a hurry would do it, for the report's *direct* column; None to leave it out."""
+        """Return this step in its naive form, for the report's *direct* column; None to leave it out."""
         return self
 
 

@@ -48,11 +48,13 @@ class Classification(Task):
 
     def score(self, outputs: Outputs, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether the highest score is the label's."""
-        return answers(outputs) == labels
+        right: npt.NDArray[np.bool_] = answers(outputs) == labels
+        return right
 
     def agreement(self, outputs: Outputs, reference: Outputs) -> npt.NDArray[np.bool_]:
         """Return whether the highest score is of the same class."""
-        return answers(outputs) == answers(reference)
+        same: npt.NDArray[np.bool_] = answers(outputs) == answers(reference)
+        return same
 
 
 class Fidelity(Task):
