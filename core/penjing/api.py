@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.data import open_data
-from penjing.errors import InputError
+from penjing.errors import InputError, PlanError
 from penjing.goal import Goal
 from penjing.host import Host
-from penjing.plan import Plan, choose_task, make_plan
+from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
 from penjing.recipe import from_toml, override
 from penjing.step import Progress, Silent
@@ -104,8 +104,11 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     from penjing.run import Run
 
     host, progress = host or Host(), progress or Silent()
+    if request.recipe is None and (refusal := missing_backend(host, host.device(request.device))):
+        raise PlanError(
+            refusal, hint="`penjing plan` shows what would be done; `penjing plugins` what is installed."
+        )
     planned = plan(request, host=host, progress=progress)
-    planned.backend  # noqa: B018 - raises where the plan is refused
     for warning in (*planned.model.warnings, *(planned.data.warnings if planned.data else ())):
         progress.warn(warning)
     run = Run(host, planned, request.folder, seed=request.seed, progress=progress)

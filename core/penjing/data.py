@@ -27,6 +27,8 @@ __all__ = ["Batch", "Broken", "Data", "Photo", "Split", "open_data", "read_photo
 
 TEST_SHARE = 0.3
 SELECT_SHARE, SELECT_MOST = 0.1, 500
+#: so few photographs teach a network nothing: all of them calibrate
+FEW = 32
 WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -254,11 +256,12 @@ def _divide(parts: dict[str, list[Photo]], calibrate: int, seed: int) -> dict[st
     if not select:
         select, train = _carve(train, "select", seed, SELECT_SHARE, SELECT_MOST)
     if train:
-        sample, train = _draw(train, calibrate, seed)
+        spare = len(train) if len(train) <= FEW else len(train) // 2
+        sample, train = _draw(train, min(calibrate, spare), seed)
     elif select:
-        sample, select = _draw(select, calibrate, seed)
+        sample, select = _draw(select, min(calibrate, len(select) // 2), seed)
     else:
-        sample, test = _draw(test, calibrate, seed)
+        sample, test = _draw(test, min(calibrate, len(test) // 2), seed)
     return {"calibrate": sample, "train": train, "select": select, "test": test}
 
 
@@ -275,9 +278,9 @@ def _carve(
 
 
 def _draw(photos: list[Photo], most: int, seed: int) -> tuple[list[Photo], list[Photo]]:
-    """Return at most `most` photographs and at most half of them, but one at least; and the rest."""
+    """Return `most` photographs, but one at least; and the rest."""
     ranked = sorted(photos, key=lambda photo: _rank(photo, "calibrate", seed))
-    count = max(1, min(most, len(photos) // 2))
+    count = max(1, most)
     return ranked[:count], ranked[count:]
 
 

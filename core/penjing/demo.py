@@ -50,7 +50,7 @@ def network() -> Any:
 
 
 def lay_out(folder: Path) -> None:
-    """Copy foolbox's ImageNet photographs into `folder`: train/CLASS/ and test/CLASS/, CLASS being the index."""
+    """Copy foolbox's ImageNet photographs into `folder`: test/CLASS/, CLASS being the index, and train/ without."""
     photographs = sorted((_package("foolbox") / "data").glob("imagenet_*.*"))
     if len(photographs) <= TESTED:
         raise _missing("foolbox")
@@ -58,7 +58,8 @@ def lay_out(folder: Path) -> None:
         label = re.fullmatch(r"imagenet_\d+_(\d+)", photograph.stem)
         if label is None:
             raise _missing("foolbox")
-        target = folder / ("test" if number < TESTED else "train") / f"{int(label[1]):04}" / photograph.name
+        part = f"test/{int(label[1]):04}" if number < TESTED else "train"
+        target = folder / part / photograph.name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(photograph, target)

@@ -118,6 +118,16 @@ def choose_task(host: Host, model: Model) -> Task:
     return min(fitting, key=lambda task: own.index(task.name) if task.name in own else -1)
 
 
+def missing_backend(host: Host, device: Device) -> str:
+    """Return why nothing here can serve the device: its backend is not installed, or broken; "" where it is there."""
+    if device.backend in host.steps:
+        return ""
+    reason = host.broken.get(device.backend)
+    return f"{device.title} needs the backend {device.backend!r}, which " + (
+        f"could not be loaded: {reason}." if reason else "no plugin installed here brings."
+    )
+
+
 def _check_model(model: Model, data: Data | None) -> None:
     if len(model.inputs) != 1:
         names = ", ".join(str(tensor) for tensor in model.inputs)
@@ -134,12 +144,8 @@ def _check_model(model: Model, data: Data | None) -> None:
 
 def _backend(host: Host, recipe: Recipe, device: Device) -> tuple[Backend | None, str]:
     """Return the backend that the recipe ends with; None, with a refusal, where it is not installed."""
-    last = recipe.uses[-1]
-    if last.name == device.backend and last.name not in host.steps:
-        reason = host.broken.get(last.name)
-        return None, f"{device.title} needs the backend {last.name!r}, which " + (
-            f"could not be loaded: {reason}." if reason else "no plugin installed here brings."
-        )
+    if recipe.uses[-1].name == device.backend and (refusal := missing_backend(host, device)):
+        return None, refusal
     backends = [use for use in recipe.uses if issubclass(host.steps.get(use.name, Step), Backend)]
     if len(backends) != 1:
         raise PlanError(

@@ -65,7 +65,7 @@ def test_sub_folders_are_classes_in_sorted_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("validation", ["validation", "val", "valid"])
 def test_train_validation_and_test_folders_are_used_as_named(tmp_path: Path, validation: str) -> None:
     for part, name in itertools.product(("train", validation, "test"), ("a", "b")):
-        fill(tmp_path / part / name, 6)
+        fill(tmp_path / part / name, 20)
 
     data = open_data(tmp_path, outputs=2)
 
@@ -73,16 +73,16 @@ def test_train_validation_and_test_folders_are_used_as_named(tmp_path: Path, val
         return {photo.path.relative_to(tmp_path).parts[0] for photo in split.photos}
 
     assert [parts(split) for split in splits(data)] == [{"train"}, {"train"}, {validation}, {"test"}]
-    assert [len(split) for split in splits(data)] == [6, 6, 12, 12]
+    assert [len(split) for split in splits(data)] == [20, 20, 40, 40]
 
 
 def test_validation_is_the_test_where_there_is_no_other(tmp_path: Path) -> None:
     for part, name in itertools.product(("train", "val"), ("a", "b")):
-        fill(tmp_path / part / name, 10)
+        fill(tmp_path / part / name, 25)
 
     data = open_data(tmp_path)
 
-    assert len(data.test) == 20
+    assert len(data.test) == 50
     assert all("val" in photo.path.parts for photo in data.test.photos)
     assert min(map(len, splits(data))) > 0
 
@@ -180,13 +180,23 @@ def test_an_unlabelled_split_beside_labelled_ones_is_told(tmp_path: Path) -> Non
 
 
 def test_unlabelled_training_photographs_serve_without_labels(tmp_path: Path) -> None:
-    for folder in ("train", "test/a", "test/b"):
-        fill(tmp_path / folder, 6)
+    for folder, count in (("train", 40), ("test/a", 6), ("test/b", 6)):
+        fill(tmp_path / folder, count)
 
     data = open_data(tmp_path, outputs=2)
 
     assert (data.calibrate.labelled, data.train.labelled, data.test.labelled) == (False, False, True)
     assert next(data.train.batches(2, AS_IS)).labels is None
+
+
+def test_so_few_training_photographs_that_none_could_learn_all_calibrate(tmp_path: Path) -> None:
+    for folder, count in (("train", 12), ("test", 6)):
+        fill(tmp_path / folder, count)
+
+    data = open_data(tmp_path)
+
+    assert len(data.train) == 0
+    assert len(data.calibrate) == 12 - len(data.select)
 
 
 def test_photographs_outside_classes_and_splits_are_counted(tmp_path: Path) -> None:

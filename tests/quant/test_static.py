@@ -167,10 +167,15 @@ def test_the_scheme_and_versions_are_part_of_the_cache_key(cpu):
 def test_a_backend_that_cannot_is_refused_before_anything_runs(cpu):
     class Device:
         name = "board"
+        precisions = ("fp32", "fp16")
 
     class Backend:
         name = "backend.test"
         scheme = staticmethod(lambda device: None)
+
+    with pytest.raises(PlanError, match="does not compute in int8"):
+        StaticQuantisation().check(Device, Backend)
+    Device.precisions = ("fp32", "int8")
 
     with pytest.raises(PlanError, match="runs no quantised graphs"):
         StaticQuantisation().check(Device, Backend)

@@ -190,7 +190,8 @@ def _warnings(report: Report) -> str:
         for step in report["steps"]
         for text in step["warnings"]
     ]
-    return tag("ul", *told, class_="warnings") if told else ""
+    # both columns that share a step's weakness say so; once is enough
+    return tag("ul", *dict.fromkeys(told), class_="warnings") if told else ""
 
 
 def _plan(report: Report) -> str:

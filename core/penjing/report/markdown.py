@@ -20,7 +20,7 @@ def _parts(report: Report) -> Iterable[str]:
     yield " ".join(map(_safe, story.lede(report)))
     yield from _comparison(report)
     yield _section("Goals", _goals(report))
-    yield _section("Warnings", [f"- {_safe(text)}" for text in _warnings(report)])
+    yield _section("Warnings", [f"- {_safe(text)}" for text in story.warnings(report)])
     yield _section("Plan", _plan(report))
     yield _section("Left out", [f"- {_code(one['name'])}: {_safe(one['why'])}" for one in report["left_out"]])
     broken = report["data"]["broken"] if report["data"] else []
@@ -55,11 +55,6 @@ def _goals(report: Report) -> list[str]:
         f"- **{one['verdict']}**: {story.GOALS[one['name']]} {_safe(story.goal(one))}. {_safe(one['why'])}"
         for one in report["goals"]
     ]
-
-
-def _warnings(report: Report) -> list[str]:
-    steps = [f"{step['name']}: {text}" for step in report["steps"] for text in step["warnings"]]
-    return [*report["warnings"], *steps]
 
 
 def _plan(report: Report) -> list[str]:

@@ -366,3 +366,9 @@ def _data_facts(report: Report) -> list[tuple[str, str]]:
         ("Photographs", f"{words.visible(data['root'])}; {kinds}"),
         ("Splits", ", ".join(f"{words.visible(name)} {count:,}" for name, count in data["splits"].items())),
     ]
+
+
+def warnings(report: Report) -> list[str]:
+    """Return what needs the reader's eye, of the run and of its steps, each once."""
+    steps = [f"{step['name']}: {text}" for step in report["steps"] for text in step["warnings"]]
+    return list(dict.fromkeys([*report["warnings"], *steps]))

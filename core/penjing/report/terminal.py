@@ -26,11 +26,7 @@ def render(report: Report) -> RenderableType:
     parts += [Text(sentence) for sentence in story.lede(report)]
     parts += [_comparison(table), *notes]
     parts += _list("Goals", [_goal(report, index) for index in range(len(report["goals"]))])
-    warnings = [
-        *report["warnings"],
-        *(f"{step['name']}: {text}" for step in report["steps"] for text in step["warnings"]),
-    ]
-    parts += _list("Warnings", [_item("!", text, "yellow") for text in warnings])
+    parts += _list("Warnings", [_item("!", text, "yellow") for text in story.warnings(report)])
     left_out = [_item("–", f"{one['name']}: {one['why']}", "dim") for one in report["left_out"]]
     return Group(*parts, *_list("Left out", left_out))
 
