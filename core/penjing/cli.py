@@ -25,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: exit codes besides those of the errors: demands of the user that are not met, or cannot be decided
 NOT_MET, NOT_DECIDABLE = 10, 11
+#: an error that nobody foresaw (EX_SOFTWARE of sysexits.h)
+FAULT = 70
 _PATH = click.Path(path_type=Path)
 
 
@@ -85,6 +87,14 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(
+            f"This is a fault in Penjing or a plugin: {type(error).__name__}: {error}",
+            "Finished steps are kept. Run again with `penjing --debug …` and report what it shows.",
+        )
+        sys.exit(FAULT)
 
 
 def _complain(message: str, hint: str) -> None:

@@ -180,7 +180,7 @@ def test_an_unlabelled_split_beside_labelled_ones_is_told(tmp_path: Path) -> Non
 
 
 def test_unlabelled_training_photographs_serve_without_labels(tmp_path: Path) -> None:
-    for folder, count in (("train", 40), ("test/a", 6), ("test/b", 6)):
+    for folder, count in (("train", 60), ("test/a", 6), ("test/b", 6)):
         fill(tmp_path / folder, count)
 
     data = open_data(tmp_path, outputs=2)
