@@ -107,6 +107,8 @@ class _Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # threads that spin on after a run would steal the cores of the model timed next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if simulate:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if optimised:

@@ -29,7 +29,8 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
     PlanError where this machine is not the run's device.
     """
     from penjing import report as reports
-    from penjing.compare import environment, zeros
+    from penjing.compare import zeros
+    from penjing.environment import environment
     from penjing.run import locked
 
     host = host or Host()

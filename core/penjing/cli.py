@@ -286,14 +286,16 @@ def report(run: Path, as_json: bool, quiet: bool) -> None:
     """Show the report of the folder RUN again, and write its HTML and Markdown anew."""
     from penjing import report as reports
     from penjing.api import described
+    from penjing.run import locked
 
     described(run)
     if not (run / "report.json").exists():
         raise InputError(
             f"{run} has no report yet.", hint="Run the same `penjing compress` again to finish it."
         )
-    found = reports.read(run / "report.json")
-    reports.write(found, run)
+    with locked(run):
+        found = reports.read(run / "report.json")
+        reports.write(found, run)
     _show(found, run, as_json, quiet)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
 from penjing import __version__, measure
+from penjing.environment import environment
+from penjing.files import sha256_of
 from penjing.here import this_machine
 from penjing.verdict import judge
 
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
 
 #: seconds to time the columns for, together
 TIMING = 20.0
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime",
-    "onnxsim",
-    "numpy",
-    "pillow",
-)
 
 
 def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
@@ -162,7 +149,7 @@ def _column(
         "name": column.name,
         "recipe": [_use(step) for step in column.steps],
         "file": f"{column.name}/model.onnx" if exists else None,
-        "sha256": _sha256(path) if exists else None,
+        "sha256": sha256_of(path) if exists else None,
         "size_bytes": path.stat().st_size if exists else None,
         "size_ratio": None,
         "parameters": details.get("parameters"),
@@ -175,12 +162,6 @@ def _column(
         "fidelity": None if is_original or tally is None else measure.fidelity(tally),
         "failed": column.failed or None,
     }
-
-
-def _sha256(path: Any) -> str:
-    from penjing.files import sha256_of
-
-    return sha256_of(path)
 
 
 def _use(step: Step) -> dict[str, Any]:
@@ -290,25 +271,3 @@ def _warnings(plan: Plan, records: Sequence[dict[str, Any]]) -> list[str]:
             f"({latency['speedup']:.2f} ×): what it saves is size."
         )
     return warnings
-
-
-def environment(threads: int, seed: int) -> dict[str, Any]:
-    """Return the machine and the versions in use."""
-    machine = this_machine()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": machine.title,
-        "cores": os.cpu_count() or 1,
-        "isa": sorted(machine.isa),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
-        "threads": threads,
-        "seed": seed,
-    }
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

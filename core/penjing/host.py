@@ -105,6 +105,14 @@ class Host:
                 raise PluginError(f"{name!r} is not a dataclass derived from Technique or Backend: {kind!r}.")
         return kinds | backends
 
+    def origin(self, step: str) -> str:
+        """Return the distribution, with its version, whose plugin brings the step; "" for one registered by hand."""
+        kind = self.step(step)
+        for plugin in self.plugins:
+            if kind.__module__.split(".")[0] == plugin.module.split(":")[0].split(".")[0]:
+                return plugin.distribution
+        return ""
+
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """Return every task by name."""

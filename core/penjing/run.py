@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing import __version__
+from penjing.environment import packages
 from penjing.errors import InputError, PenjingError, StepError
 from penjing.files import digest, read_json, sha256_of, write_bytes, write_json
 from penjing.plan import Plan
@@ -125,7 +125,11 @@ class Run:
             context = Context(
                 self.plan.device, self.plan.goal, data, folder, self.plan.backend, self.seed, self.progress
             )
-            after = self._apply(step, model, context)
+            try:
+                after = self._apply(step, model, context)
+            except BaseException:
+                self.progress.end("failed")
+                raise
             facts = {
                 "options": options,
                 "key": key,
@@ -161,7 +165,8 @@ class Run:
             "data": self.plan.data.fingerprint if self.plan.data and step.needs else None,
             "resources": step.resources(self.plan.device, self.plan.backend),
             "seed": self.seed,
-            "penjing": __version__,
+            "plugin": self.host.origin(step.name),
+            "packages": packages(),
         }
         return digest(json.dumps(facts, sort_keys=True, default=str))
 
