@@ -155,7 +155,7 @@ def _column(
         "parameters": details.get("parameters"),
         "macs": details.get("macs"),
         "latency": latency,
-        "latency_why": "" if latency else (column.failed or f"Not measured: {why_not_timed}."),
+        "latency_why": "" if latency else (column.failed or why_not_timed),
         "accuracy": measure.accuracy(tally, None if is_original else original, run.plan.task.metric)
         if tally
         else None,

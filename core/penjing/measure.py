@@ -194,6 +194,8 @@ def interleave(
         for _ in range(3):
             session(inputs)
     one = {name: max(_seconds(session, inputs), 1e-6) for name, session in sessions.items()}
+    # a block costs five runs at least: slow networks get fewer rounds rather than minutes of them
+    rounds = max(5, min(rounds, int(seconds / (5 * sum(one.values())))))
     share = seconds / rounds / len(sessions)
     blocks: dict[str, list[list[float]]] = {name: [] for name in sessions}
     progress.begin("timing, interleaved", rounds)
