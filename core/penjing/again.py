@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing import measure
 from penjing.api import described
 from penjing.errors import InputError, PlanError
 from penjing.goal import Goal
 from penjing.host import Host
+from penjing.measurements import times
 from penjing.options import build
 from penjing.step import Backend
 from penjing.verdict import judge
@@ -29,7 +29,6 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
     PlanError where this machine is not the run's device.
     """
     from penjing import report as reports
-    from penjing.compare import zeros
     from penjing.environment import environment
     from penjing.run import locked
 
@@ -49,12 +48,12 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
             if column["file"]
         }
         sessions: dict[str, Session] = {name: backend.open(model, device) for name, model in models.items()}
-        timing = measure.interleave(
-            sessions, zeros(models["original"]), threads=backend.threads, seconds=seconds, progress=progress
+        latencies = times(
+            folder, models, lambda: sessions, backend, device, progress, seconds=seconds, renew=True
         )
         for column in report["columns"]:
             if column["name"] in sessions:
-                column["latency"], column["latency_why"] = timing.record(column["name"]), ""  # type: ignore[typeddict-item]
+                column["latency"], column["latency_why"] = latencies[column["name"]], ""  # type: ignore[typeddict-item]
         report["goals"] = judge(Goal(**asked["goal"]), report["columns"][-1])  # type: ignore[typeddict-item]
         report["environment"] = environment(backend.threads, asked["seed"])  # type: ignore[typeddict-item]
         reports.write(report, folder)

@@ -90,6 +90,8 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
             seed=request.seed,
             progress=progress,
         )
+        if not model.labels and len(data.classes) == classes:
+            model = dataclasses.replace(model, labels=data.classes)
     return make_plan(host, recipe, device, model, data, request.goal)
 
 

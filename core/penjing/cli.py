@@ -59,7 +59,7 @@ class _Penjing(click.Group):
 @click.option("--debug", is_flag=True, help="Show where an error happened, with the whole traceback.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    r"""Shrink an image-recognition network until it fits a device, and see what that cost.
+    """Shrink an image-recognition network until it fits a device, and see what that cost.
 
     \b
     penjing demo                                  try it on a model and photographs that come with packages
@@ -171,7 +171,7 @@ def _out() -> Console:
 @_asks
 @_speaks
 def compress(as_json: bool, quiet: bool, **asked: Any) -> None:
-    r"""Compress the model SOURCE for a device, and report what was gained and lost.
+    """Compress the model SOURCE for a device, and report what was gained and lost.
 
     \b
     SOURCE is one of

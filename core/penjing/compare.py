@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
 from penjing import __version__, measure
 from penjing.environment import environment
 from penjing.files import sha256_of
-from penjing.here import this_machine
+from penjing.measurements import remembered, times
 from penjing.verdict import judge
 
 if TYPE_CHECKING:
@@ -40,10 +40,15 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
         return sessions
 
     tallies = _answers(run, unique, made, opened)
-    times = {} if why_not_timed else _times(run, unique, made, opened)
+    models = {name: made[name].model for name in sorted(set(unique.values()))}
+    latencies = (
+        {}
+        if why_not_timed
+        else times(run.folder, models, opened, backend, device, run.progress, seconds=TIMING)
+    )
     records = [
         _column(run, columns[name], tallies.get(unique.get(name, ""), None), tallies.get("original"),
-                times.get(unique.get(name, "")), why_not_timed)
+                latencies.get(unique.get(name, "")), why_not_timed)
         for name in plan.columns
     ]  # fmt: skip
     _relate_sizes(records)
@@ -52,7 +57,7 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
     report = {
         "schema": 1,
         "penjing": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source": plan.model.source,
         "command": command,
         "device": {"name": device.name, "title": device.title, "stack": device.stack, "here": device.here},
@@ -63,7 +68,7 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
         "steps": steps,
         "left_out": [{"name": line.use.name, "why": line.left_out} for line in plan.lines if line.left_out],
         "goals": judge(plan.goal, records[-1]),
-        "warnings": _warnings(plan, records),
+        "warnings": _warnings(plan),
         "environment": environment(backend.threads, run.seed),
     }
     return cast("Report", report)
@@ -95,42 +100,8 @@ def _answers(
         )
         return {name: dataclasses.asdict(tally) for name, tally in tallies.items()}
 
-    found = run.measured("answers", facts, ask)
+    found = remembered(run.folder, "answers", facts, ask)
     return {name: measure.Tally(**tally) for name, tally in found.items()}
-
-
-def _times(
-    run: Run, unique: Mapping[str, str], made: Mapping[str, Column], opened: Any
-) -> dict[str, dict[str, Any]]:
-    backend = run.plan.backend
-    facts = {
-        "models": {name: made[name].model.fingerprint for name in sorted(set(unique.values()))},
-        "threads": backend.threads,
-        "cpu": this_machine().title,
-        "runtime": backend.resources(run.plan.device, backend),
-    }
-
-    def time() -> dict[str, Any]:
-        timing = measure.interleave(
-            opened(),
-            zeros(made["original"].model),
-            threads=backend.threads,
-            seconds=TIMING,
-            progress=run.progress,
-        )
-        return {name: timing.record(name) for name in opened()}
-
-    found: dict[str, dict[str, Any]] = run.measured("times", facts, time)
-    return found
-
-
-def zeros(model: Model) -> Any:
-    """Return an input of the right shape, for timing: the time of a network does not depend on its values."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    shape = [1 if size is None else size for size in model.inputs[0].shape]
-    return generator.random(shape, np.float32)
 
 
 def _column(
@@ -165,7 +136,8 @@ def _column(
 
 
 def _use(step: Step) -> dict[str, Any]:
-    return {"use": step.name, "options": dataclasses.asdict(step)}  # type: ignore[call-overload]  # as in Host.steps
+    options: dict[str, Any] = dataclasses.asdict(step)  # type: ignore[call-overload]  # as in Host.steps
+    return {"use": step.name, "options": options}
 
 
 def _export_details(column: Column) -> dict[str, Any]:
@@ -208,7 +180,7 @@ def _scores(run: Run, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]
         tallies = measure.answer(sessions, original, data.select, preprocess, plan.task, run.progress)
         return {name: _score(tally, plan.task.metric) for name, tally in tallies.items()}
 
-    found: dict[str, dict[str, Any]] = run.measured("scores", facts, ask)
+    found: dict[str, dict[str, Any]] = remembered(run.folder, "scores", facts, ask)
     return found
 
 
@@ -226,13 +198,13 @@ def _score(tally: measure.Tally, metric: str) -> dict[str, Any] | None:
 def _steps(
     plan: Plan, columns: Mapping[str, Column], scores: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    whys = {line.use.name: line.why for line in plan.lines}
     steps: dict[str, dict[str, Any]] = {}
     for name, column in columns.items():
         for step, done in zip(column.steps, column.done, strict=False):
             record = done.record
             entry = steps.setdefault(record["key"], {
-                "name": step.name, "columns": [], "options": _use(step)["options"], "why": whys.get(step.name, ""),
+                "name": step.name, "columns": [], "options": _use(step)["options"],
+                "why": step.explain(plan.device, plan.backend),
                 "seconds": record["seconds"], "reused": done.reused, "size_bytes": _size(done.model),
                 "details": record["details"], "warnings": record["warnings"],
                 "score": scores.get(done.model.fingerprint),
@@ -262,12 +234,5 @@ def _data(plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def _warnings(plan: Plan, records: Sequence[dict[str, Any]]) -> list[str]:
-    warnings = [*plan.model.warnings, *(plan.data.warnings if plan.data else ())]
-    latency = records[-1]["latency"]
-    if latency and latency["speedup_interval"][0] < 1:
-        warnings.append(
-            f"The optimised model is not reliably faster than the original on {plan.device.title} "
-            f"({latency['speedup']:.2f} ×): what it saves is size."
-        )
-    return warnings
+def _warnings(plan: Plan) -> list[str]:
+    return [*plan.model.warnings, *(plan.data.warnings if plan.data else ())]

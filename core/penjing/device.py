@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penjing import toml
 from penjing.errors import InputError, PlanError, did_you_mean
 
 #: the name of the profile that describes the machine we run on; `penjing.here` makes it up, no file holds it
@@ -138,8 +138,8 @@ def _load(path: Path) -> dict[str, Any]:
     if len(content) > LARGEST_PROFILE:
         raise InputError(f"The device profile {path} is larger than {LARGEST_PROFILE / 1e6:g} MB.")
     try:
-        return tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return toml.loads(content.decode())
+    except (UnicodeDecodeError, toml.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"The device profile {path} is not TOML: {error}") from error
 
 

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from penjing.errors import InputError
 
@@ -76,16 +75,25 @@ def digest(*parts: bytes | str) -> str:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _sha256).hexdigest()
+        return sha256_of_open(file)
 
 
-_sha256: Callable[[], Any] = hashlib.sha256
+def sha256_of_open(file: BinaryIO) -> str:
+    """Return the SHA-256 of what is left to read of an open file, in hex."""
+    hasher = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def inside(folder: Path, name: str) -> Path:
     """Return `folder / name`; InputError where that leaves the folder, also through a link."""
     path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        within = not Path(name).is_absolute() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a link to itself; a null character
+        within = False
+    if not within:
         raise InputError(f"{name!r} points outside {folder}.")
     return path
 

@@ -8,11 +8,11 @@ import os
 import platform
 import re
 import subprocess
-import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from penjing import toml
 from penjing.device import THIS_MACHINE, Device, builtin_profiles, read_profile
 
 #: what Linux calls the instructions that matter, by our name; all of them must be there
@@ -155,7 +155,7 @@ def parse_sysctl(text: str) -> Cpu:
 
 def ceiling(version: str) -> tuple[int, int]:
     """Return the highest ai.onnx opset and IR version that this onnxruntime loads; (0, 0) below 1.16."""
-    table = tomllib.loads((Path(__file__).parent / "facts" / "onnxruntime.toml").read_text("utf-8"))
+    table = toml.loads((Path(__file__).parent / "facts" / "onnxruntime.toml").read_text("utf-8"))
     older = [row for row in table["release"] if _release(row["version"]) <= _release(version)]
     return (older[-1]["opset"], older[-1]["ir"]) if older else (0, 0)
 

@@ -15,17 +15,19 @@ import pluggy
 from penjing import builtin, hookspecs
 from penjing.device import Device, find_device
 from penjing.errors import InputError, PenjingError, PlanError, PluginError, did_you_mean
+from penjing.model import Model
 from penjing.step import Backend, Step
 
 if TYPE_CHECKING:
     from penjing.goal import Goal
-    from penjing.model import Model
     from penjing.preprocess import Preprocess
     from penjing.recipe import Recipe
     from penjing.step import Context
     from penjing.task import Task
 
 GROUP = "penjing"
+#: hooks that ask what a plugin brings
+NOUNS = ("penjing_techniques", "penjing_backends", "penjing_devices", "penjing_tasks")
 
 T = TypeVar("T")
 
@@ -61,6 +63,7 @@ class Host:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise PluginError(str(error), hint="Compare the name with penjing.hookspecs.") from error
+        self._brought = {noun: self._ask(noun) for noun in NOUNS}
 
     def _load(self, distribution: Distribution, entry: EntryPoint) -> Plugin:
         plugin = Plugin(entry.name, entry.value, f"{distribution.name} {distribution.version}")
@@ -70,10 +73,7 @@ class Host:
             Exception,
             SystemExit,
         ) as error:  # whatever a module does when it is imported; kept as its reason
-            reason = error.message if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
-            return dataclasses.replace(
-                plugin, broken=reason.strip().splitlines()[0] if reason.strip() else "?"
-            )
+            return dataclasses.replace(plugin, broken=_reason(error))
         return plugin
 
     def _register(self, plugin: object, name: str) -> None:
@@ -81,6 +81,27 @@ class Host:
             self._manager.register(plugin, name)
         except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"The plugin {name} cannot be registered: {error}") from error
+
+    def _ask(self, noun: str) -> list[tuple[str, Any]]:
+        """Return what every plugin brings, each thing with the name of its plugin.
+
+        A plugin found through an entry point may import what it needs only now: where that fails it is broken.
+        """
+        brought: list[tuple[str, Any]] = []
+        for implementation in getattr(self._manager.hook, noun).get_hookimpls():
+            name = implementation.plugin_name
+            if implementation.wrapper or implementation.hookwrapper:
+                raise PluginError(f"The plugin {name} wraps {noun}.", hint="Only verbs can be wrapped.")
+            try:
+                brought += [(name, item) for item in implementation.function()]
+            except (Exception, SystemExit) as error:  # as for importing it
+                if name not in {plugin.name for plugin in self.plugins}:
+                    raise PluginError(f"The plugin {name} fails in {noun}: {_reason(error)}") from error
+                self.plugins = [
+                    dataclasses.replace(plugin, broken=_reason(error)) if plugin.name == name else plugin
+                    for plugin in self.plugins
+                ]
+        return brought
 
     @property
     def broken(self) -> dict[str, str]:
@@ -131,11 +152,12 @@ class Host:
             raise PlanError(f"There is no step {name!r}.", hint=self._hint(name)) from None
 
     def _hint(self, name: str) -> str:
-        hint = did_you_mean(name, self.steps)
-        if self.broken:
-            reasons = "; ".join(f"{plugin} ({reason})" for plugin, reason in self.broken.items())
-            hint += f" Plugins that could not be loaded: {reasons}."
-        return hint
+        return did_you_mean(name, self.steps) + self._losses()
+
+    def _losses(self) -> str:
+        """Return what to add to a hint where something may be missing because a plugin is broken."""
+        reasons = "; ".join(f"{plugin} ({reason})" for plugin, reason in self.broken.items())
+        return f" Plugins that could not be loaded: {reasons}." if reasons else ""
 
     def device(self, name: str) -> Device:
         """Return the device called `name`, `name@stack`, or described by the TOML file `name`."""
@@ -153,7 +175,7 @@ class Host:
                 f"Nothing here can open {source!r}.",
                 hint="Sources look like torchvision:resnet50, timm:NAME, hub:OWNER/REPO:ENTRY, path/model.py:factory, "
                 "package.module:factory, x.onnx or x.pt2."
-                + (f" Plugins that could not be loaded: {self.broken}." if self.broken else ""),
+                + self._losses(),
             )
         return model
 
@@ -164,7 +186,9 @@ class Host:
 
     def apply(self, step: Step, model: Model, context: Context) -> Model:
         """Carry out one step and hold it to its promise."""
-        result: Model = self._manager.hook.penjing_apply(step=step, model=model, context=context)
+        result: Model | None = self._manager.hook.penjing_apply(step=step, model=model, context=context)
+        if not isinstance(result, Model):
+            raise PluginError(f"{step.name} returned no model, but {result!r}.", hint="Return model.become(…).")
         if result.form != step.produces:
             raise PluginError(f"{step.name} promised form {step.produces!r} and returned {result.form!r}.")
         return result
@@ -181,19 +205,27 @@ class Host:
         self._manager.hook.penjing_commands(cli=cli)
 
     def _collect(self, hook: str, name_of: Callable[[Any], str]) -> dict[str, Any]:
-        """Ask one noun hook; the answers by name, a duplicate name being an error that names both plugins."""
+        """Return the answers to one noun by name, a duplicate name being an error that names both plugins."""
         found: dict[str, Any] = {}
         owners: dict[str, str] = {}
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            for item in implementation.function():
+        for owner, item in self._brought[hook]:
+            try:
                 name = name_of(item)
-                if name in found:
-                    raise PluginError(
-                        f"{name!r} comes twice: from {owners[name]} and from {implementation.plugin_name}.",
-                        hint="Uninstall one of them, or rename.",
-                    )
-                found[name], owners[name] = item, implementation.plugin_name
+            except AttributeError as error:
+                raise PluginError(f"{item!r}, from the plugin {owner}, has no name.") from error
+            if name in found:
+                raise PluginError(
+                    f"{name!r} comes twice: from {owners[name]} and from {owner}.",
+                    hint="Uninstall one of them, or rename.",
+                )
+            found[name], owners[name] = item, owner
         return found
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    reason = error.message if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
+    return (reason.strip() or type(error).__name__).splitlines()[0]
 
 
 def _entry_points() -> list[tuple[Distribution, EntryPoint]]:

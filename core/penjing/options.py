@@ -141,10 +141,14 @@ def _read_scalar(value: Any, kind: type) -> Any:
         raise ValueError(f"{value!r} is not")  # noqa: TRY004 - one kind of error for a value that does not fit
     if kind is str:
         return str(value)
+    if kind is int and isinstance(value, int):
+        return value
     try:
+        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+            return int(value)  # a float would round it beyond 2**53
         number = float(value)
-    except ValueError:
-        raise ValueError(f"{value!r} is not one") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"{str(value)[:40]!r} is not one") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError(f"{value!r} is not finite")
     if kind is int:

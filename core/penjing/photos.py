@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError
+from penjing.files import sha256_of_open
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,7 +110,7 @@ def identify(path: Path) -> str:
     """Return the SHA-256 of the file's bytes; InputError with the reason where its header is no image's."""
     with _regular(path) as file:
         try:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of_open(file)
             file.seek(0)
             _header(file)
         except InputError:

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from penjing import toml
 from penjing.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
+    from typing_extensions import Self
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 #: mean and std of ImageNet in the order of the channels; grey takes the average of the three
@@ -104,8 +105,8 @@ class Preprocess:
         if len(text) > MAX_FILE:
             raise InputError(f"{path} is larger than {MAX_FILE // 1024} KiB: no preprocessing is.")
         try:
-            return cls.from_dict(tomllib.loads(text.decode()))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            return cls.from_dict(toml.loads(text.decode()))
+        except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
         except InputError as error:
             raise InputError(f"{path}: {error.message}", hint=error.hint) from error

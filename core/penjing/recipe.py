@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penjing import toml
 from penjing.errors import InputError, PlanError, did_you_mean
+
+
+#: bytes; no recipe is longer
+LARGEST = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +52,14 @@ def from_tables(tables: Iterable[Mapping[str, Any]], origin: str) -> Recipe:
 def from_toml(path: Path) -> Recipe:
     """Read a recipe file: a TOML file of `[[recipe]]` tables."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise InputError(f"{path} is larger than {LARGEST // 1024} KiB: no recipe is.")
+        table = toml.loads(text.decode())
     except OSError as error:
-        raise InputError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+    except (toml.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"The recipe {path} is not valid TOML: {error}.") from error
     tables = table.pop("recipe", [])
     if table:

@@ -14,14 +14,14 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.environment import packages
 from penjing.errors import InputError, PenjingError, StepError
-from penjing.files import digest, read_json, sha256_of, write_bytes, write_json
+from penjing.files import digest, sha256_of, write_bytes, write_json
 from penjing.plan import Plan
 from penjing.step import Context, Progress, Silent, Step
 from penjing.store import Done, Store
@@ -93,17 +93,6 @@ class Run:
             self.progress.end()
         return columns
 
-    def measured(self, kind: str, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-        """Return what `measure` returned when it was last asked under the same facts, or ask it now."""
-        folder = self.folder / "measurements"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{kind}-{digest(json.dumps(facts, sort_keys=True))[:16]}.json"
-        if path.exists():
-            return read_json(path)["result"]
-        result = measure()
-        write_json(path, {"facts": facts, "result": result})
-        return result
-
     def _carry_out(self, steps: tuple[Step, ...]) -> Iterator[Done]:
         model = self.plan.model
         for step in steps:
@@ -161,6 +150,7 @@ class Run:
             "step": step.name,
             "options": options,
             "input": model.fingerprint,
+            "labels": model.labels,
             "preprocess": model.preprocess.to_dict() if model.preprocess else None,
             "data": self.plan.data.fingerprint if self.plan.data and step.needs else None,
             "resources": step.resources(self.plan.device, self.plan.backend),

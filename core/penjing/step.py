@@ -18,12 +18,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from penjing.goal import Goal
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Self
 
     from penjing.data import Data
     from penjing.device import Device

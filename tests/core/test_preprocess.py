@@ -1,11 +1,11 @@
 import dataclasses
 import json
-import tomllib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from penjing import toml
 from penjing.errors import InputError
 from penjing.preprocess import IMAGENET, Preprocess
 from PIL import Image
@@ -52,7 +52,7 @@ def tables(draw: st.DrawFn) -> Preprocess:
 @given(tables())
 def test_a_table_comes_back_from_json_and_toml_as_it_went(table: Preprocess) -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(table.to_dict()))) == table
-    assert Preprocess.from_dict(tomllib.loads(table.to_toml())) == table
+    assert Preprocess.from_dict(toml.loads(table.to_toml())) == table
 
 
 @settings(deadline=None)  # the machine may be busy

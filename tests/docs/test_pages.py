@@ -6,12 +6,12 @@ import ast
 import itertools
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from penjing import toml
 from penjing.cli import cli
 from penjing.device import read_profile
 from penjing.host import Host
@@ -85,7 +85,7 @@ def test_hooks_exist(page: Path) -> None:
 @each_page
 def test_toml_is_read_by_what_reads_it(page: Path, tmp_path: Path) -> None:
     for text in _blocks(page, "toml"):
-        _read_toml(tomllib.loads(text), text, page, tmp_path)
+        _read_toml(toml.loads(text), text, page, tmp_path)
 
 
 @each_page

@@ -58,8 +58,8 @@ def test_pictures_are_there_and_small() -> None:
 def test_the_developers_command_is_what_continuous_integration_runs() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
-    assert '-e ".[demo]" --group dev' in _section("Develop")
-    assert '-e ".[demo]" --group dev' in ci
+    assert '-e ".[demo,test]"' in _section("Develop")
+    assert '-e ".[demo,test]"' in ci
     assert "scripts/check" in _section("Develop")
     assert "scripts/check" in ci
 

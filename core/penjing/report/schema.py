@@ -10,10 +10,11 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import timezone
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 from penjing.errors import InputError, did_you_mean
+from penjing.report.words import instant
 
 #: JSON nested deeper than this, in a step's details say, is no report
 DEEPEST = 12
@@ -31,9 +32,7 @@ class Rule:
 
 def _is_moment(text: str) -> bool:
     try:
-        return datetime.fromisoformat(text).astimezone(UTC).tzinfo is not None and len(text) > len(
-            "2026-11-25"
-        )
+        return instant(text).astimezone(timezone.utc).tzinfo is not None and len(text) > len("2026-11-25")
     except (ValueError, OverflowError):
         return False
 

@@ -91,7 +91,7 @@ def _quality(result: Column) -> str:
         if kept is None:
             return f"{_metric(accuracy)} {words.percent(accuracy['value'])} ({n})"
         if kept > 1:
-            return f"accuracy no lower: {words.percent(kept)} of the original’s ({n})"
+            return f"accuracy no lower ({n})"
         return f"{words.percent(kept)} of the accuracy kept ({n})"
     if fidelity is not None:
         n = words.photographs(fidelity["n"])

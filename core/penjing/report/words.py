@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 ABSENT = "–"
 #: characters that turn the direction of the text around them: a file name could disguise itself with them
@@ -97,9 +97,14 @@ def span(ends: Sequence[float], shown: Callable[[float], str]) -> str:
     return f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
+def instant(iso: str) -> datetime:
+    """Read ISO 8601; the Z for UTC, which Python 3.10 does not know, included. ValueError for anything else."""
+    return datetime.fromisoformat(iso.removesuffix("Z") + "+00:00" if iso.endswith("Z") else iso)
+
+
 def moment(iso: str) -> str:
     """Return a date and time, in UTC."""
-    return f"{datetime.fromisoformat(iso).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{instant(iso).astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def photographs(n: int) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PlanError, PluginError, StepError
 from penjing.options import option
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penjing.device import Device
     from penjing.model import Model
     from penjing.preprocess import Preprocess
+    from typing_extensions import Self
 
     from penjing_quant.calibrate import Calibration
     from penjing_quant.write import Written
