@@ -174,8 +174,7 @@ class Host:
             raise InputError(
                 f"Nothing here can open {source!r}.",
                 hint="Sources look like torchvision:resnet50, timm:NAME, hub:OWNER/REPO:ENTRY, path/model.py:factory, "
-                "package.module:factory, x.onnx or x.pt2."
-                + self._losses(),
+                "package.module:factory, x.onnx or x.pt2." + self._losses(),
             )
         return model
 
@@ -188,7 +187,9 @@ class Host:
         """Carry out one step and hold it to its promise."""
         result: Model | None = self._manager.hook.penjing_apply(step=step, model=model, context=context)
         if not isinstance(result, Model):
-            raise PluginError(f"{step.name} returned no model, but {result!r}.", hint="Return model.become(…).")
+            raise PluginError(
+                f"{step.name} returned no model, but {result!r}.", hint="Return model.become(…)."
+            )
         if result.form != step.produces:
             raise PluginError(f"{step.name} promised form {step.produces!r} and returned {result.form!r}.")
         return result

@@ -10,7 +10,6 @@ from typing import Any
 from penjing import toml
 from penjing.errors import InputError, PlanError, did_you_mean
 
-
 #: bytes; no recipe is longer
 LARGEST = 2**16
 
