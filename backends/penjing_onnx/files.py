@@ -13,6 +13,7 @@ from penjing.model import Tensor
 if TYPE_CHECKING:
     import onnx
 
+_HINT = "Export or copy it again."
 #: protobuf keeps no message of 2 GiB or more
 LIMIT = 2**31 - 1
 
@@ -36,9 +37,9 @@ def load(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except DecodeError as error:
-        raise InputError(f"{path} is not an ONNX file, or is cut short.") from error
+        raise InputError(f"{path} is not an ONNX file, or is cut short.", hint=_HINT) from error
     if not model.ir_version or not model.HasField("graph") or not model.graph.output:
-        raise InputError(f"{path} is not an ONNX file: it holds no graph.")
+        raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_HINT)
     _refuse_newer(model, path)
     _embed(model, path)
     _complete(model)

@@ -81,7 +81,9 @@ def _check(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise InputError(f"{path} is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(
+            f"{path} is not valid ONNX: {str(error).strip().splitlines()[0]}", hint="Export it again."
+        ) from error
     warnings = []
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.api import described
-from penjing.errors import InputError, PlanError
+from penjing.errors import InputError, PlanError, StepError
 from penjing.goal import Goal
 from penjing.host import Host
-from penjing.measurements import times
+from penjing.measurements import content, times
 from penjing.options import build
 from penjing.step import Backend
 from penjing.verdict import judge
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from penjing.model import Model
     from penjing.report import Report
+    from penjing.report.schema import Column as ReportColumn
     from penjing.step import Progress, Session
 
 
@@ -41,11 +42,9 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
             f"Latency on {device.title} cannot be measured here: {why}.", hint="Measure on the device."
         )
     with locked(folder):
-        report = reports.read(folder / "report.json")
+        report = reports.read(report_of(folder))
         models: dict[str, Model] = {
-            column["name"]: _model(host, folder, column["name"])
-            for column in report["columns"]
-            if column["file"]
+            column["name"]: _reported(host, folder, column) for column in report["columns"] if column["file"]
         }
         sessions: dict[str, Session] = {name: backend.open(model, device) for name, model in models.items()}
         latencies = times(
@@ -54,7 +53,8 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
         for column in report["columns"]:
             if column["name"] in sessions:
                 column["latency"], column["latency_why"] = latencies[column["name"]], ""  # type: ignore[typeddict-item]
-        report["goals"] = judge(Goal(**asked["goal"]), report["columns"][-1])  # type: ignore[typeddict-item]
+        goal = Goal(**{demand["name"]: demand["bound"] for demand in report["goals"]})
+        report["goals"] = judge(goal, report["columns"][-1])  # type: ignore[typeddict-item]
         report["environment"] = environment(backend.threads, asked["seed"])  # type: ignore[typeddict-item]
         reports.write(report, folder)
     return report
@@ -96,6 +96,11 @@ def _answers(
             for tensor, value in named
         ]}  # fmt: skip
     scores = outputs[0][0].astype(np.float64)
+    if not np.isfinite(scores).all():
+        raise StepError(
+            f"The model answers with scores that are no finite numbers: {scores.tolist()[:5]}.",
+            hint="Ask another --column, or compare the accuracies in the report.",
+        )
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     labels = model.labels or tuple(asked["classes"])
@@ -105,6 +110,27 @@ def _answers(
     return {"outputs": [], "answers": [
         {"label": labels[index], "index": int(index), "share": float(shares[index])} for index in best
     ]}  # fmt: skip
+
+
+def report_of(folder: Path) -> Path:
+    """Return the path of a run's report; InputError where it has none yet."""
+    path = folder / "report.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no report yet.", hint="Run the same `penjing compress` again to finish it."
+        )
+    return path
+
+
+def _reported(host: Host, folder: Path, column: ReportColumn) -> Model:
+    """Return the model of a column, if it still is the one that the report tells of."""
+    model = _model(host, folder, column["name"])
+    if content(model) != column["sha256"]:
+        raise InputError(
+            f"{model.value} is not the model that report.json tells of.",
+            hint="Run the same `penjing compress` again, which renews both.",
+        )
+    return model
 
 
 def _model(host: Host, folder: Path, column: str) -> Model:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from penjing.report import Report
 
 
+#: what those who use a finished run again read in its run.json
+_KEPT = {"device": str, "backend": dict, "task": str, "seed": int, "classes": list}
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is asked for: a model, a device, photographs, and demands."""
@@ -70,13 +74,20 @@ class Request:
 def plan(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Plan:
     """Open what is asked for and return the plan; nothing has run. PlanError says what cannot be done."""
     host, progress = host or Host(), progress or Silent()
+    _check_folders(request)
     device = host.device(request.device)
     preprocess = request.preprocess
     if isinstance(preprocess, Path):
         preprocess = Preprocess.from_toml(preprocess)
     recipe = from_toml(request.recipe) if request.recipe else None
     progress.begin(f"opening {request.source}")
-    model = host.open(request.source, weights=request.weights, preprocess=preprocess)
+    try:
+        model = host.open(request.source, weights=request.weights, preprocess=preprocess)
+    except SystemExit as error:  # a script that was meant to be run, not imported
+        raise InputError(
+            f"{request.source} ends Python when it is opened: sys.exit({error.code!r}).",
+            hint='Put what a script does under `if __name__ == "__main__":`.',
+        ) from error
     progress.end()
     recipe = override(recipe or host.recipe(device, model, request.goal), request.settings)
     data = None
@@ -93,6 +104,15 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
         if not model.labels and len(data.classes) == classes:
             model = dataclasses.replace(model, labels=data.classes)
     return make_plan(host, recipe, device, model, data, request.goal)
+
+
+def _check_folders(request: Request) -> None:
+    """Refuse a run folder among the photographs, where it would be taken for one of their classes."""
+    if request.data is not None and request.folder.resolve().is_relative_to(request.data.resolve()):
+        raise InputError(
+            f"The run folder {request.folder} lies in {request.data}, the folder of the photographs.",
+            hint="Name one elsewhere with --out.",
+        )
 
 
 def compress(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Report:
@@ -158,4 +178,12 @@ def described(folder: Path) -> dict[str, Any]:
     found = read_json(folder / "run.json")
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise InputError(f"{folder / 'run.json'} is of another version of Penjing.", hint="Compress again.")
+    _check_types(found, _KEPT, folder / "run.json")
+    _check_types(found["backend"], {"name": str, "options": dict}, folder / "run.json")
     return found
+
+
+def _check_types(table: dict[str, Any], kinds: dict[str, type], path: Path) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(table.get(name), kind):
+            raise InputError(f"{path} is damaged: its {name!r} cannot be read.", hint="Compress again.")

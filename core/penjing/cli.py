@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from penjing import __version__
-from penjing.errors import InputError, PenjingError
+from penjing.errors import PenjingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,16 @@ NOT_MET, NOT_DECIDABLE = 10, 11
 #: an error that nobody foresaw (EX_SOFTWARE of sysexits.h)
 FAULT = 70
 _PATH = click.Path(path_type=Path)
+
+
+class _Finite(click.FloatRange):
+    """A number within bounds, and not one that compares with nothing or is beyond them all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 class _Penjing(click.Group):
@@ -117,13 +128,13 @@ def _asks(command: F) -> F:
         click.option("--recipe", type=_PATH, metavar="FILE", help="TOML: [[recipe]] steps in place of the device's."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="Change an option of a step; may be repeated."),
-        click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
+        click.option("--max-drop", type=_Finite(min=0), metavar="POINTS",
                      help="Accuracy that may be lost, in percentage points."),
-        click.option("--max-latency", type=click.FloatRange(min=0, min_open=True), metavar="MS",
+        click.option("--max-latency", type=_Finite(min=0, min_open=True), metavar="MS",
                      help="Median latency that must be kept, in milliseconds."),
-        click.option("--max-size", type=click.FloatRange(min=0, min_open=True), metavar="MB",
+        click.option("--max-size", type=_Finite(min=0, min_open=True), metavar="MB",
                      help="Size of the model file that must be kept, in megabytes."),
-        click.option("--max-broken", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="SHARE",
+        click.option("--max-broken", type=_Finite(0, 1), default=0.05, show_default=True, metavar="SHARE",
                      help="Share of unreadable photographs that is put up with."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N",
                      help="Seed of everything drawn at random."),
@@ -148,17 +159,18 @@ def _request(asked: dict[str, Any]) -> Request:
     return Request(goal=goal, **asked)
 
 
-def _progress(quiet: bool) -> AbstractContextManager[Progress]:
-    """Return what shows progress, on standard error."""
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress]:
+    """Yield what shows progress, on standard error; what a source prints meanwhile goes there too."""
     from rich.console import Console
 
     from penjing.console import Lines, Terminal
     from penjing.step import Silent
 
     console = Console(stderr=True)
-    if quiet:
-        return nullcontext(Silent())
-    return Terminal(console) if console.is_terminal else Lines(console)
+    shown = Terminal(console) if console.is_terminal else Lines(console)
+    with redirect_stdout(sys.stderr), nullcontext(Silent()) if quiet else shown as progress:
+        yield progress
 
 
 def _out() -> Console:
@@ -285,25 +297,21 @@ def doctor(device: str | None, as_json: bool) -> None:
 def report(run: Path, as_json: bool, quiet: bool) -> None:
     """Show the report of the folder RUN again, and write its HTML and Markdown anew."""
     from penjing import report as reports
+    from penjing.again import report_of
     from penjing.api import described
     from penjing.run import locked
 
     described(run)
-    if not (run / "report.json").exists():
-        raise InputError(
-            f"{run} has no report yet.", hint="Run the same `penjing compress` again to finish it."
-        )
+    path = report_of(run)
     with locked(run):
-        found = reports.read(run / "report.json")
+        found = reports.read(path)
         reports.write(found, run)
     _show(found, run, as_json, quiet)
 
 
 @cli.command()
 @click.argument("run", type=_PATH)
-@click.option(
-    "--seconds", type=click.FloatRange(1, 3600), default=20, show_default=True, help="Time to spend."
-)
+@click.option("--seconds", type=_Finite(1, 3600), default=20, show_default=True, help="Time to spend.")
 @_speaks
 def measure(run: Path, seconds: float, as_json: bool, quiet: bool) -> None:
     """Time the models of the folder RUN anew, interleaved, and renew the report."""

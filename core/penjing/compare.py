@@ -98,10 +98,14 @@ def _answers(
         tallies = measure.answer(
             opened(), made["original"].model, data.test, preprocess, run.plan.task, run.progress
         )
-        return {name: dataclasses.asdict(tally) for name, tally in tallies.items()}
+        return {
+            "tallies": {name: dataclasses.asdict(tally) for name, tally in tallies.items()},
+            "broken": list(data.broken),
+        }
 
     found = remembered(run.folder, "answers", facts, ask)
-    return {name: measure.Tally(**tally) for name, tally in found.items()}
+    run.remember_broken(found["broken"])
+    return {name: measure.Tally(**tally) for name, tally in found["tallies"].items()}
 
 
 def _column(
@@ -178,10 +182,15 @@ def _scores(run: Run, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]
         sessions = {"original": backend.open(original, plan.device)}
         sessions |= {model.fingerprint: backend.open(model, plan.device) for model in changed}
         tallies = measure.answer(sessions, original, data.select, preprocess, plan.task, run.progress)
-        return {name: _score(tally, plan.task.metric) for name, tally in tallies.items()}
+        return {
+            "scores": {name: _score(tally, plan.task.metric) for name, tally in tallies.items()},
+            "broken": list(data.broken),
+        }
 
-    found: dict[str, dict[str, Any]] = remembered(run.folder, "scores", facts, ask)
-    return found
+    found = remembered(run.folder, "scores", facts, ask)
+    run.remember_broken(found["broken"])
+    scores: dict[str, dict[str, Any]] = found["scores"]
+    return scores
 
 
 def _score(tally: measure.Tally, metric: str) -> dict[str, Any] | None:

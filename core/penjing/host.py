@@ -79,8 +79,11 @@ class Host:
     def _register(self, plugin: object, name: str) -> None:
         try:
             self._manager.register(plugin, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"The plugin {name} cannot be registered: {error}") from error
+        except pluggy.PluginValidationError as error:
+            reason = " ".join(str(error).splitlines())
+            raise PluginError(f"The plugin {name} cannot be registered: {reason}.") from error
+        except ValueError as error:  # its further lines list every plugin
+            raise PluginError(f"The plugin {name} cannot be registered: {_reason(error)}.") from error
 
     def _ask(self, noun: str) -> list[tuple[str, Any]]:
         """Return what every plugin brings, each thing with the name of its plugin.

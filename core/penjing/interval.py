@@ -40,9 +40,9 @@ def median(values: Sequence[float]) -> tuple[float, float, float]:
         raise ValueError("no values have no median")
     ordered, n = sorted(values), len(values)
     middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    reach = Z * math.sqrt(n) / 2
-    low, high = math.floor(n / 2 - reach), math.ceil(n / 2 + reach)
-    return middle, ordered[max(0, low)], ordered[min(n - 1, high)]
+    # as many values below as above; of five or fewer not even the extremes reach 95 %
+    outside = max(0, math.floor((n - 1 - Z * math.sqrt(n)) / 2))
+    return middle, ordered[outside], ordered[n - 1 - outside]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from penjing.data import Split
+    from penjing.data import Batch, Split
     from penjing.model import Model
     from penjing.preprocess import Preprocess
     from penjing.step import Progress, Session
@@ -34,9 +34,10 @@ class Tally:
     right: list[bool] = dataclasses.field(default_factory=list)
     #: same answer as the original; empty where the task knows no answers
     agrees: list[bool] = dataclasses.field(default_factory=list)
-    #: power of the original's outputs and of the difference from them, over all outputs
-    signal: float = 0.0
-    noise: float = 0.0
+    #: power of the original's outputs and of the difference from them, over all outputs; None where an output
+    #: is not finite, or of another shape than the original's
+    signal: float | None = 0.0
+    noise: float | None = 0.0
     n: int = 0
 
     @property
@@ -44,7 +45,7 @@ class Tally:
         """Return the signal to quantisation noise ratio in decibels, 200 at most; None where it is not finite."""
         import math
 
-        if not (math.isfinite(self.signal) and math.isfinite(self.noise)) or self.signal <= 0:
+        if self.signal is None or self.noise is None or self.signal <= 0:
             return None
         return 200.0 if self.noise <= 0 else min(200.0, 10 * math.log10(self.signal / self.noise))
 
@@ -69,7 +70,7 @@ def answer(
         reference = _run(sessions["original"], batch.inputs, fixed)
         for name, session in sessions.items():
             outputs = reference if name == "original" else _run(session, batch.inputs, fixed)
-            _count(tallies[name], outputs, reference, batch.labels, task)
+            _count(tallies[name], outputs, reference, batch, task)
         progress.advance(len(batch.inputs))
     progress.end(f"{tallies['original'].n} photographs")
     if not tallies["original"].n:
@@ -90,21 +91,40 @@ def _run(session: Session, inputs: Array, fixed: int | None) -> list[Array]:
     ]
 
 
-def _count(
-    tally: Tally, outputs: list[Array], reference: list[Array], labels: Array | None, task: Task
-) -> None:
+def _count(tally: Tally, outputs: list[Array], reference: list[Array], batch: Batch, task: Task) -> None:
     import numpy as np
 
-    if labels is not None and (right := task.score(outputs, labels)) is not None:
+    if batch.labels is not None and (right := task.score(outputs, batch.labels)) is not None:
         tally.right += [bool(value) for value in right]
     if (agrees := task.agreement(outputs, reference)) is not None:
         tally.agrees += [bool(value) for value in agrees]
     for output, wanted in zip(outputs, reference, strict=True):
         if np.issubdtype(wanted.dtype, np.floating):
-            exact = wanted.astype(np.float64)
-            tally.signal += float(np.square(exact).sum())
-            tally.noise += float(np.square(output.astype(np.float64) - exact).sum())
-    tally.n += len(labels) if labels is not None else len(reference[0])
+            tally.signal = _add(tally.signal, wanted)
+            tally.noise = _add(tally.noise, _difference(output, wanted))
+    tally.n += len(batch.inputs)
+
+
+def _difference(output: Array, wanted: Array) -> Array | None:
+    import numpy as np
+
+    if output.shape != wanted.shape:
+        return None
+    with np.errstate(invalid="ignore"):  # infinity less infinity: not a number, and counted as such
+        difference: Array = np.subtract(output, wanted, dtype=np.float64)
+    return difference
+
+
+def _add(power: float | None, values: Array | None) -> float | None:
+    """Return `power` and that of `values` together; None once something is not finite."""
+    import math
+
+    import numpy as np
+
+    if power is None or values is None:
+        return None
+    total = power + float(np.square(values, dtype=np.float64).sum())
+    return total if math.isfinite(total) else None
 
 
 def accuracy(tally: Tally, original: Tally | None, metric: str) -> dict[str, Any] | None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing import measure
+from penjing import measure, sealed
 from penjing.environment import packages
-from penjing.errors import InputError
-from penjing.files import digest, read_json, sha256_of, write_json
+from penjing.files import digest, sha256_of
 from penjing.here import this_machine
 
 if TYPE_CHECKING:
@@ -26,13 +25,10 @@ def remembered(
     folder = run / "measurements"
     folder.mkdir(exist_ok=True)
     path = folder / f"{kind}-{digest(json.dumps(facts, sort_keys=True))[:16]}.json"
-    if path.exists() and not renew:
-        kept = read_json(path)
-        if not isinstance(kept, dict) or "result" not in kept:
-            raise InputError(f"{path} is damaged.", hint="Remove it, and run the same command again.")
+    if not renew and (kept := sealed.read(path)) is not None:
         return kept["result"]
     result = ask()
-    write_json(path, {"facts": facts, "result": result})
+    sealed.write(path, {"facts": facts, "result": result})
     return result
 
 

@@ -83,7 +83,10 @@ def build(cls: type[T], name: str, values: Mapping[str, Any]) -> T:
         try:
             arguments[key] = known[key].read(value)
         except ValueError as error:
-            raise PlanError(f"{name}.{key} takes {known[key].kind}; {error}.") from error
+            raise PlanError(
+                f"{name}.{key} takes {known[key].kind}; {error}.",
+                hint=f"Its default is {known[key].default}. `penjing plugins` lists all options.",
+            ) from error
     return cls(**arguments)
 
 
@@ -94,7 +97,8 @@ def _in_words(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is type(None) else _in_words(a) for a in arguments)
     if origin is tuple:
-        return f"a list of {_in_words(arguments[0])}s"
+        one = _in_words(arguments[0])
+        return f"a list of {one.removeprefix('an ').removeprefix('a ')}s"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     return names.get(annotation, str(annotation))
 

@@ -59,7 +59,9 @@ def from_toml(path: Path) -> Recipe:
     except OSError as error:
         raise InputError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
     except (toml.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"The recipe {path} is not valid TOML: {error}.") from error
+        raise InputError(
+            f"The recipe {path} is not valid TOML: {error}.", hint="It holds [[recipe]] tables."
+        ) from error
     tables = table.pop("recipe", [])
     if table:
         raise InputError(

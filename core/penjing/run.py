@@ -14,14 +14,14 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.environment import packages
 from penjing.errors import InputError, PenjingError, StepError
-from penjing.files import digest, sha256_of, write_bytes, write_json
+from penjing.files import digest, sha256_of, write_bytes, write_text
 from penjing.plan import Plan
 from penjing.step import Context, Progress, Silent, Step
 from penjing.store import Done, Store
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from penjing.model import Model
 
 SCHEMA = 1
+#: files that `write_bytes` had not finished when the process was killed
+LEFTOVERS = (".run.json.*", ".report.*", "measurements/.*", "*/.model.onnx.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,14 @@ class Run:
         process is at work in it.
         """
         with locked(self.folder):
-            for leftover in self.folder.glob("*/.model.onnx.*"):
-                leftover.unlink()
+            for pattern in LEFTOVERS:
+                for leftover in self.folder.glob(pattern):
+                    leftover.unlink()
             self.store = Store(self.folder)
-            write_json(self.folder / "run.json", {"schema": SCHEMA, **description})
+            # ASCII, because a path that is no text (a lone surrogate) has no other way into JSON
+            write_text(
+                self.folder / "run.json", json.dumps({"schema": SCHEMA, **description}, indent=1) + "\n"
+            )
             yield
 
     def make(self) -> dict[str, Column]:
@@ -106,7 +112,7 @@ class Run:
         data = self.plan.data
         self.progress.begin(step.name)
         if (found := self.store.find(step, key, model)) is not None:
-            self._remember_broken(found.record)
+            self.remember_broken(found.record["broken"])
             self.progress.end("already done")
             return found
         start = time.monotonic()
@@ -123,7 +129,7 @@ class Run:
                 "options": options,
                 "key": key,
                 "seconds": round(time.monotonic() - start, 3),
-                "broken": [] if data is None else [list(entry) for entry in data.broken],
+                "broken": [] if data is None else list(data.broken),
             }
             done = self.store.keep(step, key, model, after, context, facts)
         self.progress.end(f"{facts['seconds']:.1f} s")
@@ -160,10 +166,10 @@ class Run:
         }
         return digest(json.dumps(facts, sort_keys=True, default=str))
 
-    def _remember_broken(self, record: Mapping[str, Any]) -> None:
-        """Note the photographs that a finished step found broken, as it did when it ran."""
+    def remember_broken(self, broken: Iterable[tuple[str, str]]) -> None:
+        """Note the photographs that were found broken by work that is reused, as it did when it was done."""
         data = self.plan.data
-        for name, reason in record["broken"] if data else ():
+        for name, reason in broken if data else ():
             if data is not None and data.root / name not in data.broken:
                 data.broken.add(data.root / name, reason)
 
@@ -180,7 +186,15 @@ class Run:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder `folder`, made where it is missing; what the system refuses becomes a clear error."""
+    """Hold the run folder `folder`, made where it is missing; what the system refuses becomes a clear error.
+
+    InputError where the folder cannot be had, StepError where something in it fails later.
+    """
+    with _lock(folder), _explained(folder):
+        yield
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
     from filelock import FileLock, Timeout
 
     try:
@@ -189,12 +203,22 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is not empty, and not the folder of a run.", hint="Name another with --out."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise InputError(
             f"Another process is at work in {folder}.", hint="Wait for it, or name another --out."
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be the folder of a run: {error.strerror or error}.",
+            hint="It must be a folder that you may write to.",
+        ) from error
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise StepError(

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, PluginError
-from penjing.files import inside, read_json, sha256_of, sync, write_json
+from penjing import sealed
+from penjing.errors import PluginError
+from penjing.files import inside, sha256_of, sync
 from penjing.model import Model, Tensor
 
 if TYPE_CHECKING:
@@ -54,13 +55,12 @@ class Store:
     def find(self, step: Step, key: str, model: Model) -> Done | None:
         """Return the finished step of that key, applied to `model`; None where it is not there, whole and unchanged."""
         folder = self._place(step, key)
-        if not (folder / RECORD).exists():
+        record = sealed.read(folder / RECORD)
+        if record is None:
             return None
-        record = read_json(folder / RECORD)
         for name, expected in record["files"].items():
             path = inside(folder, name)
             if not path.is_file() or sha256_of(path) != expected:
-                shutil.rmtree(folder)
                 return None
         return Done(self._restore(step, key, model, folder, record), record, reused=True)
 
@@ -85,7 +85,7 @@ class Store:
             "warnings": context.warnings,
             **facts,
         }
-        write_json(work / RECORD, record)
+        sealed.write(work / RECORD, record)
         for path in work.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -152,9 +152,4 @@ def _path(model: Model) -> Path | None:
 
 
 def _tensors(records: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-    try:
-        return tuple(Tensor(r["name"], tuple(r["shape"]), r["dtype"]) for r in records)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"A step's record is damaged: {error}.", hint="Remove the folder steps/ of the run."
-        ) from error
+    return tuple(Tensor(record["name"], tuple(record["shape"]), record["dtype"]) for record in records)

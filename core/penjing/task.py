@@ -53,7 +53,8 @@ class Classification(Task):
 
     def agreement(self, outputs: Outputs, reference: Outputs) -> npt.NDArray[np.bool_]:
         """Return whether the highest score is of the same class."""
-        same: npt.NDArray[np.bool_] = answers(outputs) == answers(reference)
+        mine, wanted = answers(outputs), answers(reference)
+        same: npt.NDArray[np.bool_] = (mine == wanted) & (wanted >= 0)
         return same
 
 

@@ -9,6 +9,7 @@ def test_lottery_keeps_the_contract(tmp_path):
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,28 +99,35 @@ def check_step(step: Step, model: Model, context: Context) -> Model:
     check_declaration(type(step))
     _check_options(step)
     assert model.form in step.accepts, f"{step.name} does not accept form {model.form!r}"
-    before = _content(model)
-    outside = _files(context.folder.parent, besides=context.folder)
+    before = _content(model), _traces(model)
     store = Store(context.folder / "run")
 
     with store.room() as folder:
-        first = step.apply(model, _inside(context, folder))
+        outside = _files(context.folder.parent, besides=folder)
+        inner = _inside(context, folder)
+        first = step.apply(model, inner)
         assert first.form == step.produces, (
             f"{step.name} promised {step.produces!r} and returned {first.form!r}"
         )
-        assert _content(model) == before, f"{step.name} changed the model it was given"
+        assert (_content(model), _traces(model)) == before, f"{step.name} changed the model it was given"
+        assert _files(context.folder.parent, besides=folder) == outside, (
+            f"{step.name} wrote outside context.folder"
+        )
+        _check_details(step, inner)
         content = _content(first)
         facts = {"options": dataclasses.asdict(step), "key": "0" * 64, "seconds": 0.0, "broken": []}  # type: ignore[call-overload]
-        done = store.keep(step, "0" * 64, model, first, _inside(context, folder), facts)
+        done = store.keep(step, "0" * 64, model, first, inner, facts)
     assert _content(done.model) == content, f"what {step.name} returned changes when it is stored"
     again = store.find(step, "0" * 64, model)
     assert again is not None, f"{step.name}'s result cannot be found again"
     assert _content(again.model) == content, f"what {step.name} returned cannot be had again from its folder"
+    # without `needs`, photographs are no part of a result's key, so that it must not depend on them
+    least = context if step.needs else dataclasses.replace(context, data=None)
     with store.room() as folder:
-        second = _content(step.apply(model, _inside(context, folder)))
-    assert second == content, f"{step.name} does not give the same twice: draw from context.seed"
-    assert _files(context.folder.parent, besides=context.folder) == outside, (
-        f"{step.name} wrote outside context.folder"
+        second = _content(step.apply(model, _inside(least, folder)))
+    assert second == content, (
+        f"{step.name} does not give the same twice: draw from context.seed, "
+        "and use photographs only where `needs` says so"
     )
     return again.model
 
@@ -150,6 +158,13 @@ def _check_options(step: Step) -> None:
     assert naive is None or type(naive) is kind, f"{step.name}.naive() returns another kind of step"
 
 
+def _check_details(step: Step, context: Context) -> None:
+    try:
+        json.dumps(context.details, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"context.details of {step.name} are no JSON: {error}") from error
+
+
 def _inside(context: Context, folder: Path) -> Context:
     return dataclasses.replace(context, folder=folder, warnings=[], details={})
 
@@ -168,6 +183,19 @@ def _content(model: Model) -> str:
         parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), tensor.detach().cpu().numpy().tobytes()]
     parts.append(str([(name, parameter.requires_grad) for name, parameter in model.value.named_parameters()]))
     return digest(*parts)
+
+
+def _traces(model: Model) -> list[Any]:
+    """Return what training or looking into a module leaves on it, which storing its result does not keep."""
+    if model.form != "torch":
+        return []
+    return [
+        *(
+            (name, len(m._forward_hooks) + len(m._forward_pre_hooks))
+            for name, m in model.value.named_modules()
+        ),
+        *((name, parameter.grad is None) for name, parameter in model.value.named_parameters()),
+    ]
 
 
 def _files(folder: Path, *, besides: Path) -> dict[str, str]:

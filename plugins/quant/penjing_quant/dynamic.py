@@ -73,6 +73,10 @@ class DynamicQuantisation(Technique):
         path = context.folder / "model.onnx"
         with TemporaryDirectory(dir=context.folder) as scratch:
             source = Path(scratch) / "float.onnx"
+            # shapes of weights that are transposed on the way would contradict those inferred before
+            net.graph.ClearField("value_info")
+            # else onnxruntime warns, through the root logger, that its own simplifier was not used
+            net.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
             onnx.save(net, source)
             quantize_dynamic(
                 source,
