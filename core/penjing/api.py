@@ -121,6 +121,7 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
     takes up where it stopped.
     """
+    from penjing import bundle
     from penjing import report as reports
     from penjing.compare import compare
     from penjing.run import Run
@@ -137,6 +138,11 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     with run.opened(_describe(request, planned)):
         columns = run.make()
         report = compare(run, columns, request.command)
+        model = columns["optimised"].model
+        if not (why := bundle.why_not(model, planned.backend)):
+            bundle.write(request.folder, model, planned, report)
+        else:
+            progress.warn(f"No bundle is made: {why}.")
         reports.write(report, request.folder)
     return report
 

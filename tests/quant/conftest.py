@@ -119,12 +119,14 @@ def quantise():
 def apply(tmp_path):
     """Return a function that carries out a step and returns its result and context."""
 
-    def run(step, net, scheme, pixels, sizes=None):
-        backend = SimpleNamespace(name="backend.test", scheme=lambda device: scheme)
+    def run(step, net, scheme, pixels, sizes=None, arch="x86_64"):
+        backend = SimpleNamespace(
+            name="backend.test", scheme=lambda device: scheme, available=lambda device: "elsewhere"
+        )
         data = None if pixels is None else SimpleNamespace(calibrate=Split(pixels, sizes))
         folder = tmp_path / f"step{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        context = Context(SimpleNamespace(name="board"), Goal(), data, folder, backend)
+        context = Context(SimpleNamespace(name="board", arch=arch, here=False), Goal(), data, folder, backend)
         image = Tensor("x", (None, 3, 8, 8))
         model = Model("onnx", net.path, "net", "0", (image,), preprocess=Preprocess())
         return step.apply(model, context), context

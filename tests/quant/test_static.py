@@ -33,7 +33,7 @@ def net(build):
 
 
 def test_the_result_tells_how_it_came_about(net, apply, cpu, photographs):
-    result, context = apply(StaticQuantisation(), net, cpu, photographs)
+    result, context = apply(StaticQuantisation(float_layers=0), net, cpu, photographs)
     assert result.value.parent == context.folder
     onnx.checker.check_model(result.value)
     details = context.details
@@ -158,7 +158,7 @@ def test_the_scheme_and_versions_are_part_of_the_cache_key(cpu):
         name = "backend.test"
         scheme = staticmethod(lambda device: cpu)
 
-    facts = StaticQuantisation().resources(None, Backend)
+    facts = StaticQuantisation(float_layers=0).resources(None, Backend)
     assert facts["scheme"]["activation"] == "uint8"
     assert facts["scheme"]["operators"] == sorted(cpu.operators)
     assert {"onnx", "onnxruntime", "numpy"} <= set(facts)

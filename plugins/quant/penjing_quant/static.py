@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PlanError, PluginError, StepError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from penjing.device import Device
     from penjing.model import Model
     from penjing.preprocess import Preprocess
+    from penjing.step import Session
     from typing_extensions import Self
 
     from penjing_quant.calibrate import Calibration
@@ -54,6 +57,12 @@ class StaticQuantisation(Technique):
     )
     equalise: bool = option(True, "Even out channels of neighbouring layers first, where that helps.")
     bias_correction: bool = option(True, "Fit biases to what quantisation shifts, where that helps.")
+    float_layers: int | None = option(
+        None,
+        "First layers that compute in float, their weights stored as 8 bits; none: as many as timing shows to be "
+        "fastest where the device is here, else those that integers make no faster on x86.",
+        between=(0, 10_000),
+    )
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where device or backend runs no 8-bit graphs, or asks for what no graph can be."""
@@ -73,6 +82,7 @@ class StaticQuantisation(Technique):
             + (" of 7 bits, whose products this CPU adds without overflow" if scheme.reduce_range else "")
             + (", one scale a channel" if per_channel else ", one scale a tensor")
             + f"; ranges by {self.method}."
+            + (" Layers that are faster in float stay so." if self._times(device, backend) else "")
         )
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
@@ -83,13 +93,14 @@ class StaticQuantisation(Technique):
         scheme["operators"] = sorted(scheme["operators"])
         return {
             "scheme": scheme,
+            "timed": self._times(device, backend),
             **{name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")},
         }
 
     def naive(self) -> Self:
         """Return per-tensor weights, MinMax and no recovery: quantize_static's defaults, for this device."""
         return dataclasses.replace(
-            self, method="minmax", per_channel=False, equalise=False, bias_correction=False
+            self, method="minmax", per_channel=False, equalise=False, bias_correction=False, float_layers=0
         )
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -101,13 +112,14 @@ class StaticQuantisation(Technique):
 
         work = _Work(
             self,
+            model,
             load(model.value),
             self._scheme(context.device, context.backend),
             context,
             _photographs(model, context, self.images),
         )
         written = work.run()
-        if not written.integer:
+        if not written.integer and not work.floats:
             context.warn("Nothing in this network can be quantised; it stays as it was.")
             return model
         if found := violations(written.model, work.scheme):
@@ -119,6 +131,11 @@ class StaticQuantisation(Technique):
         path.write_bytes(data)
         onnx.checker.check_model(path)
         return model.become("onnx", path, fingerprint=hashlib.sha256(data).hexdigest())
+
+    def _times(self, device: Device, backend: Backend) -> bool:
+        """Tell whether timing on this machine decides which layers stay float."""
+        wanted = self.float_layers is None and self._scheme(device, backend).placement == "all"
+        return wanted and device.here and not backend.available(device)
 
     def _scheme(self, device: Device, backend: Backend) -> Scheme:
         scheme = backend.scheme(device)
@@ -203,26 +220,33 @@ class _Work:
     def __init__(
         self,
         step: StaticQuantisation,
+        given: Model,
         model: onnx.ModelProto,
         scheme: Scheme,
         context: Context,
         photos: _Photographs,
     ) -> None:
-        self.step, self.model, self.scheme, self.context, self.photos = step, model, scheme, context, photos
+        self.step, self.given, self.model = step, given, model
+        self.scheme, self.context, self.photos = scheme, context, photos
         self.judges = photos.judges()
+        #: names of the layers that compute in float
+        self.floats: frozenset[str] = frozenset()
 
     def run(self) -> Written:
         from penjing_quant.bias_correction import correct_bias
         from penjing_quant.equalise import equalise
+        from penjing_quant.layers import first
 
-        best = self.quantise(self.model)
+        calibration = self.calibrate(self.model)
+        self.floats = first(self.model, self.float_layers(calibration))
+        best = self.candidate(self.model, calibration)
         sqnr = {"plain": best.sqnr}
         self.warn_of_ranges(best.calibration)
         pairs: list[str] = []
         if best.written.integer and self.step.equalise:
             model, pairs = equalise(self.model)
             if pairs:
-                equal = self.quantise(model)
+                equal = self.candidate(model, self.calibrate(model))
                 sqnr["equalised"] = equal.sqnr
                 if equal.sqnr > best.sqnr:
                     best = equal
@@ -237,27 +261,70 @@ class _Work:
         self.tell(best, sqnr, pairs)
         return best.written
 
-    def quantise(self, model: onnx.ModelProto) -> _Candidate:
-        """Measure the ranges of `model` and quantise it."""
+    def float_layers(self, calibration: Calibration) -> int:
+        """Return how many layers are to compute in float."""
+        from penjing_quant.layers import fastest, first, layers, stem
+
+        device, backend, count = self.context.device, self.context.backend, len(layers(self.model))
+        if self.step.float_layers is not None:
+            return min(self.step.float_layers, count)
+        if self.scheme.placement != "all":
+            return 0
+        usual = stem(self.model) if device.arch == "x86_64" else 0
+        usual = usual if usual < count else 0
+        if not self.step._times(device, backend):
+            if any(node.op_type == "HardSwish" for node in self.model.graph.node):
+                self.context.warn(
+                    "HardSwish has no integer kernel, so that integers may be slower than float. Compress on the "
+                    "device itself, where timing decides which layers stay float, or set float_layers."
+                )
+            return usual
+        with TemporaryDirectory(dir=self.context.folder) as folder:
+
+            def load(number: int) -> Session:
+                path = Path(folder) / f"{number}.onnx"
+                path.write_bytes(
+                    self.write(self.model, calibration, first(self.model, number)).model.SerializeToString()
+                )
+                return backend.open(self.given.become("onnx", path), device)
+
+            image = self.judges[0].repeat(self.given.inputs[0].shape[0] or 1, axis=0)
+            choice = fastest(usual, count, load, image, self.context.progress)
+        self.context.details["float_layers_timed"] = {
+            str(count): round(share, 3) for count, share in choice.relative.items()
+        }
+        return choice.count
+
+    def calibrate(self, model: onnx.ModelProto) -> Calibration:
+        """Measure the ranges of `model`."""
         import onnx_ir as ir
 
         from penjing_quant.calibrate import calibrate
         from penjing_quant.placement import observed
 
-        tensors = observed(ir.from_proto(model).graph, self.scheme)
+        tensors = observed(ir.from_proto(model).graph, self.scheme, self.floats)
         step = self.step
-        calibration = calibrate(
+        return calibrate(
             model, tensors, self.photos, self.scheme, step.method, step.percentile, self.context.progress
         )
-        return self.candidate(model, calibration)
+
+    def write(self, model: onnx.ModelProto, calibration: Calibration, floats: frozenset[str]) -> Written:
+        """Quantise `model`, with the layers `floats` in float and their weights packed."""
+        from penjing_quant.layers import pack
+        from penjing_quant.write import write
+
+        per_channel = self.step.per_channel
+        written = write(model, calibration.ranges, self.scheme, floats, per_channel=per_channel)
+        if not floats or self.scheme.placement != "all":
+            return written
+        return dataclasses.replace(written, model=pack(written.model, floats, self.scheme))
 
     def candidate(self, model: onnx.ModelProto, calibration: Calibration) -> _Candidate:
         """Quantise `model` with known ranges, and judge the result against the float model that was given."""
         from penjing_quant.session import Network, sqnr
-        from penjing_quant.write import write
 
-        written = write(model, calibration.ranges, self.scheme, per_channel=self.step.per_channel)
-        if not written.integer:
+        written = self.write(model, calibration, self.floats)
+        if not written.integer and not self.floats:
             return _Candidate(model, calibration, written, float("inf"))
         decibels = sqnr(Network(self.model), Network(written.model, simulated=True), self.judges)
         return _Candidate(model, calibration, written, decibels)
@@ -292,6 +359,7 @@ class _Work:
             photographs_held_out=len(self.judges) if self.photos.held_out else 0,
             tensors=len(best.written.tensors),
             quantised={op: [done[op], total[op]] for op in ("Conv", "Gemm", "MatMul") if total[op]},
+            float_layers=len(self.floats),
             left_float=[dataclasses.asdict(left) for left in best.written.left],
             sqnr_db={name: round(value, 2) for name, value in sqnr.items() if value != float("inf")},
             equalised=pairs,

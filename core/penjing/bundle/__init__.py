@@ -1,0 +1,285 @@
+"""Bundles: a folder with a model and all that is needed to run it on its device.
+
+BUNDLE/
+    manifest.json     what is in it and how it is run: docs/bundle.md
+    model.onnx        the optimised model
+    runner.py         runs it, on Python 3.6 or later, with numpy, Pillow and the device's runtime
+    README.md         the commands for this device
+    golden/*.npy      recorded inputs, and the outputs they must give
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.bundle import readme, runner
+from penjing.errors import InputError, PlanError, StepError
+from penjing.files import sha256_of, sync
+from penjing.here import this_machine
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from penjing.device import Device
+    from penjing.model import Model, Tensor
+    from penjing.plan import Plan
+    from penjing.report import Report
+    from penjing.step import Backend
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["read", "why_not", "write"]
+
+#: what runs the models of a backend on its device; the runner knows how
+RUNTIMES = {"onnxrt": "onnxruntime"}
+#: releases of onnxruntime and the highest opset each loads, measured with a one-node model on CPython 3.8 and 3.11
+READS = (
+    ("1.8", 14), ("1.9", 15), ("1.11", 16), ("1.12", 17), ("1.14", 18), ("1.15", 19), ("1.17", 20), ("1.18", 21),
+    ("1.21", 22), ("1.23", 23), ("1.24", 25), ("1.25", 26), ("1.32", 28),
+)  # fmt: skip
+#: photographs to record, and about how many bytes of outputs
+GOLDEN, GOLDEN_BYTES = 4, 2**24
+#: the least tolerance: what another CPU or version may change in float arithmetic; the most: beyond it lies chance
+LEAST, MOST = 0.01, 0.5
+#: an entry of onnxruntime's session: arithmetic on floats between QuantizeLinear and DequantizeLinear
+_FLOATS = ("session.disable_quant_qdq", "1")
+#: on integers also where this CPU has no fast way for two int8 operands, or no exact one for uint8 by 8-bit weights
+_SIGNED, _EXACT = ("session.qdqisint8allowed", "1"), ("session.x64quantprecision", "1")
+
+
+def why_not(model: Model, backend: Backend) -> str:
+    """Return why no bundle can be made of a model that ends in this backend, "" where one can."""
+    if backend.name not in RUNTIMES:
+        return f"the runner cannot run what the backend {backend.name} makes"
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        return "the runner feeds one image, NCHW, and the model takes something else"
+    return ""
+
+
+def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
+    """Make `folder`/bundle out of the optimised model of a plan, in place of one made before; return its path.
+
+    It appears whole or not at all. Raises StepError where the model does not run.
+    """
+    target = folder / "bundle"
+    with _appearing(target) as new:
+        shutil.copyfile(model.value, new / "model.onnx")
+        shutil.copyfile(Path(runner.__file__), new / "runner.py")
+        manifest = _manifest(model, plan, report)
+        inputs = _inputs(model, plan)
+        try:
+            manifest["golden"] = _record(new, manifest, inputs, plan, model)
+        except runner.RunnerError as error:
+            raise StepError(f"The bundle's model does not run here: {error}") from error
+        (new / "README.md").write_text(readme.render(plan.device, manifest), "utf-8")
+        _seal(new, manifest)
+    return target
+
+
+def read(folder: Path) -> runner.Bundle:
+    """Open a bundle as its runner would; InputError says what is wrong with it."""
+    with said():
+        return runner.Bundle(str(folder))
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Turn what the runner's code raises into Penjing's errors."""
+    try:
+        yield
+    except runner.ImageError as error:
+        raise InputError(str(error)) from error
+    except runner.RunnerError as error:
+        kind = PlanError if error.code == runner.BAD_MACHINE else InputError
+        raise kind(str(error), hint="docs/bundle.md tells what a bundle holds.") from error
+
+
+def _manifest(model: Model, plan: Plan, report: Report) -> dict[str, Any]:
+    import onnx
+
+    graph = onnx.load(model.value, load_external_data=False)
+    opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+    labels = plan.data.classes if plan.data and plan.data.classes else model.labels
+    device = plan.device
+    return {
+        "schema": runner.SCHEMA,
+        "penjing": report["penjing"],
+        "created": report["created"],
+        "source": report["source"],
+        "command": report["command"],
+        "packages": report["environment"]["packages"],
+        "task": plan.task.name,
+        "labels": [_line(label) for label in labels],
+        "preprocess": model.preprocess.to_dict() if model.preprocess else None,
+        "inputs": [_tensor(tensor) for tensor in model.inputs],
+        "outputs": [_tensor(tensor) for tensor in model.outputs],
+        "model": {"file": "model.onnx", "opset": opset, "ir": graph.ir_version},
+        "device": {
+            "name": device.name,
+            "title": _line(device.title),
+            "stack": device.stack,
+            "arch": device.arch,
+            "isa": sorted(device.isa),
+        },
+        "runtime": {
+            "name": RUNTIMES[plan.backend.name],
+            "minimum": _minimum(device, opset),
+            "threads": plan.backend.threads,
+        },
+    }
+
+
+def _line(text: str) -> str:
+    """Return text that does nothing to a terminal but stand there, at no great length."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)[:1000]
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+
+
+def _minimum(device: Device, opset: int) -> str:
+    """Return the lowest version of the runtime that the device's profile asks for and that reads the opset."""
+    from packaging.specifiers import SpecifierSet
+
+    specifiers = SpecifierSet(device.runtime.get("onnxruntime", ""))
+    asked = next((entry.version for entry in specifiers if entry.operator == ">="), "")
+    reads = next((release for release, highest in READS if highest >= opset), "")
+    return reads if not asked or runner.older(asked, reads) else asked
+
+
+def _inputs(model: Model, plan: Plan) -> Array:
+    """Return what to record: pixels uint8 NHWC of photographs, or of noise where there are none.
+
+    Where it is not known how photographs go in, float32 NCHW.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from penjing.photos import read_photo
+
+    preprocess, noise = model.preprocess, np.random.default_rng(0)
+    height, width = (side or 224 for side in model.inputs[0].shape[2:])
+    if preprocess is None:
+        return noise.standard_normal((1, model.inputs[0].shape[1] or 3, height, width), np.float32)
+    if plan.data is None:
+        images = [
+            Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(GOLDEN)
+        ]
+        return np.stack([preprocess.pixels(image) for image in images])
+    found: list[Array] = []
+    for photo in plan.data.calibrate.photos:
+        # of different sizes there is no batch
+        if len(found) < (GOLDEN if preprocess.size else 1) and photo.path not in plan.data.broken:
+            found.append(preprocess.pixels(read_photo(photo.path)))
+    return np.stack(found)
+
+
+def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, model: Model) -> dict[str, Any]:
+    """Record inputs and outputs in golden/, and return what the manifest says of them.
+
+    The outputs are those that the backend computes as the device does. How near a device must come is
+    measured: the model is run here once more, in floats if the outputs are from integer kernels, else in
+    integers, and twice that distance is allowed. These ways round differently, as do the kernels of other CPUs.
+    """
+    floats = runner.normalise(inputs, manifest["preprocess"]) if inputs.dtype.name == "uint8" else inputs
+    fixed = model.inputs[0].shape[0]
+
+    def ask(session: Callable[[Any], Any]) -> list[list[Array]]:
+        return runner.each(session, floats, fixed or 1, fixed)
+
+    wanted = ask(plan.backend.open(model, plan.device))
+    onnx_file = Path(model.value).read_bytes()
+    second = runner.OnnxRuntime(onnx_file, manifest, plan.backend.threads, _other_way(plan.device))
+    count = _worth_recording(wanted)
+    other, wanted = ask(second)[:count], wanted[:count]
+    apart = [runner.distance(*pair) for pair in zip(_joined(other), _joined(wanted), strict=True)]
+    most = max(MOST if value is None else value for value in apart)
+    (new / "golden").mkdir()
+    _save(new / "golden" / "input.npy", inputs[:count])
+    names = [f"golden/output-{index}.npy" for index in range(len(apart))]
+    for name, output in zip(names, _joined(wanted), strict=True):
+        _save(new / name, output)
+    here = "by integer kernels of this device; in floats" if plan.device.here else "in floats; on integers"
+    return {
+        "input": "golden/input.npy",
+        "outputs": names,
+        "tolerance": round(min(MOST, LEAST + 2 * most), 4),
+        "how": f"Computed {here} they are up to {most:.4f} away, as |a - b| / |b| over an output. "
+        f"{LEAST} and twice that is allowed, but no more than {MOST}.",
+        "from": "photographs" if plan.data and model.preprocess else "noise",
+    }
+
+
+def _other_way(device: Device) -> list[tuple[str, str]]:
+    """Return how to compute what a device does in another way than the backend does for it."""
+    if device.here:
+        return [_FLOATS]
+    if device.arch == "aarch64":
+        return [_SIGNED]
+    vnni = {"avx512_vnni", "avx_vnni", "amx"}
+    return [_EXACT] if vnni & device.isa and not vnni & this_machine().isa else []
+
+
+def _worth_recording(outputs: Sequence[Sequence[Array]]) -> int:
+    """Return how many items to record: few of large outputs, one where outputs differ in shape."""
+    size = sum(output.nbytes for output in outputs[0])
+    alike = all([a.shape for a in item] == [b.shape for b in outputs[0]] for item in outputs)
+    return max(1, min(len(outputs), GOLDEN_BYTES // max(1, size))) if alike else 1
+
+
+def _joined(items: Sequence[Sequence[Array]]) -> list[Array]:
+    import numpy as np
+
+    return [np.concatenate(parts) for parts in zip(*items, strict=True)]
+
+
+def _save(path: Path, array: Array) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+
+
+def _seal(new: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with the size and hash of each file that is there, and its own."""
+    paths = sorted(path for path in new.rglob("*") if path.is_file())
+    manifest["files"] = {
+        path.relative_to(new).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in paths
+    }
+    manifest["digest"] = runner.digest(manifest)
+    # ASCII, which every board reads whatever its locale
+    (new / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", "ascii")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `target` at the end, all its files on the disk by then."""
+    for leftover in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(leftover)
+    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        new = room / "new"
+        new.mkdir()
+        yield new
+        for path in sorted(new.rglob("*")):
+            if path.is_dir():
+                sync(path)
+            else:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        sync(new)
+        if target.is_symlink() or target.exists():
+            target.rename(room / "old")
+        new.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(room)
