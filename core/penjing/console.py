@@ -26,19 +26,28 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
+            ProgressColumn,
             SpinnerColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
         )
+        from rich.text import Text
+
+        class Count(ProgressColumn):
+            """How many of how many, where that is known."""
+
+            def render(self, task: Task) -> Text:
+                known = task.total is not None
+                return Text(f"{task.completed:.0f}/{task.total:.0f}" if known else "")
 
         self._console = console
         self._bars: Bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            Count(),
             TimeRemainingColumn(),
             console=console,
             transient=True,

@@ -47,16 +47,18 @@ def render(plan: Plan) -> RenderableType:
             f" ({device.stack})" if device.stack else "",
         ),
         Text(
-            f"input {plan.model.inputs[0]}, scored by {plan.task.name}, recipe from {plan.recipe.origin}",
+            f"takes {plan.model.inputs[0]}, scored by {plan.task.name}, recipe from {plan.recipe.origin}",
             "dim",
         ),
     ]
     if (splits := _splits(plan)) is not None:
         lines.append(Text("photographs: " + ", ".join(f"{n} to {name}" for name, n in splits.items()), "dim"))
     for number, line in enumerate(plan.lines, 1):
-        options = "  ".join(f"{key}={value}" for key, value in _options(line).items())
+        options = "  ".join(f"{key}={str(value).lower()}" for key, value in _options(line).items())
         mark = Text(f"{number}. ", "dim") if not line.left_out else Text("–  ", "yellow")
-        lines.append(Text.assemble("\n", mark, (line.use.name, "bold"), f"  {options}" if options else ""))
+        lines.append(Text.assemble("\n", mark, (line.use.name, "bold")))
+        if options:
+            lines.append(Padding(Text(options, "dim"), (0, 0, 0, 3)))
         lines.append(Padding(Text(f"left out: {line.left_out}" if line.left_out else line.why), (0, 0, 0, 3)))
     lines.extend(Text.assemble("\n", ("! ", "yellow"), warning) for warning in as_json(plan)["warnings"])
     if plan.refusal:

@@ -157,19 +157,25 @@ def test_a_grey_image_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pillow_without_exif_transpose_turns_images_as_well(
-    monkeypatch: pytest.MonkeyPatch, orientation: int
+@pytest.mark.parametrize(
+    ("form", "version", "turned"),
+    [("JPEG", "5.4.1", False), ("TIFF", "6.0.0", False), ("TIFF", "9.5.0", True)],
+)
+def test_pillow_too_old_to_turn_images_is_helped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, version: str, turned: bool, orientation: int
 ) -> None:
-    from PIL import ImageOps
+    """Pillow 6.2 to 9 turns a TIFF as it reads it, and would turn it again; before, it never did."""
+    from PIL import TiffImagePlugin
 
     exif = Image.Exif()
     exif[0x0112] = orientation
-    file = io.BytesIO()
-    Image.effect_noise((6, 4), 90).save(file, "JPEG", exif=exif)
-    wanted = np.asarray(runner.upright(Image.open(file)))
-    monkeypatch.delattr(ImageOps, "exif_transpose")
+    Image.effect_noise((6, 4), 90).save(tmp_path / "image", form, exif=exif)
+    wanted = np.asarray(runner.decode(str(tmp_path / "image")))
+    monkeypatch.setattr("PIL.__version__", version)
+    if not turned:
+        monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load_end", lambda image: None)
 
-    assert np.array_equal(np.asarray(runner.upright(Image.open(file))), wanted)
+    assert np.array_equal(np.asarray(runner.decode(str(tmp_path / "image"))), wanted)
 
 
 # -- what it answers

@@ -155,7 +155,8 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
         "toy.magic",
         "left out: No plugin",
         "Copy the model.",
-        "digits=1",
+        "   digits=1",
+        "takes x float32",
         "calibrate",
         "recipe.toml",
     ):

@@ -194,6 +194,7 @@ def test_a_full_disk_stops_the_run_and_what_was_finished_is_used_when_there_is_r
 
 
 def test_a_recipe_with_a_typo(fresh, refused, compress):
+    words = [word for word in compress if word != "--set" and not word.startswith("quant.")]
     for text, says in (
         ('[[recipe]]\nuse = "onnx.exprt"\n[[recipe]]\nuse = "onnxrt"', ["onnx.exprt", "onnx.export"]),
         ('[[recipe]]\nuse = "onnx.export"\nopsett = 17\n[[recipe]]\nuse = "onnxrt"', ["opsett", "opset"]),
@@ -210,8 +211,8 @@ def test_a_recipe_with_a_typo(fresh, refused, compress):
         ('[[recipe]]\nuse = "onnxrt"', ["onnxrt takes a model of form onnx, and gets torch"]),
     ):
         (fresh / "recipe.toml").write_text(text)
-        refused(*compress, "--recipe", "recipe.toml", cwd=fresh, says=says, hint=False)
-    refused(*compress, "--recipe", "none.toml", cwd=fresh, says=["none.toml"], hint=False)
+        refused(*words, "--recipe", "recipe.toml", cwd=fresh, says=says, hint=False)
+    refused(*words, "--recipe", "none.toml", cwd=fresh, says=["none.toml"], hint=False)
     assert not (fresh / "run").exists()
 
 

@@ -265,6 +265,7 @@ def test_on_a_terminal_progress_is_drawn_and_leaves_a_line_for_each_piece(workpl
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
     assert "✓ quant.static  already done" in text
+    assert "0/?" not in text
     assert "Report: run/report.html" in text
 
 

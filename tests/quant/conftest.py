@@ -7,12 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import helper, numpy_helper
 from penjing.data import Batch
 from penjing.goal import Goal
 from penjing.model import Model, Tensor
 from penjing.preprocess import Preprocess
 from penjing.step import Context, Scheme
+
+# a machine that does other work besides is slow, not wrong
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 CPU = Scheme(
     activation="uint8",

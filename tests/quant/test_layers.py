@@ -92,11 +92,11 @@ def slept(milliseconds):
 
 def test_the_fastest_count_is_found_between_the_first_tries(monkeypatch):
     monkeypatch.setattr("penjing_quant.layers.SECONDS", 0.01)
-    cost = {count: 2 + abs(count - 10) / 4 for count in range(17)}
-    choice = fastest(2, 16, slept(cost), random(1, 3, 8, 8), Silent())
-    assert choice.count == 10
+    cost = {count: 2 + abs(count - 12) / 2 for count in range(19)}
+    choice = fastest(2, 18, slept(cost), random(1, 3, 8, 8), Silent())
+    assert choice.count == 12
     assert choice.relative[2] == 1
-    assert choice.relative[10] < 0.8
+    assert choice.relative[12] < 0.7
 
 
 def test_the_usual_count_stays_where_all_are_alike(monkeypatch):

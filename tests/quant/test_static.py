@@ -125,7 +125,7 @@ def test_no_photographs_is_an_error_that_says_so(pixels, net, apply, cpu):
 def test_photographs_that_are_all_black_are_warned_of(net, apply, cpu, photographs):
     """Fault R7."""
     _, context = apply(StaticQuantisation(), net, cpu, photographs * 0)
-    assert "one same value at the network's input x" in context.warnings[0]
+    assert any("one same value at the network's input x" in warning for warning in context.warnings)
 
 
 def test_a_dead_activation_is_warned_of(build, apply, cpu, photographs):

@@ -285,8 +285,8 @@ def open_image(file: Any) -> Any:
     """Return an image of a format that photographs have, of a size that fits memory; its pixels are not read."""
     from PIL import Image, __version__
 
-    # Pillow below 8 cannot be told which formats to try
-    only: Any = {"formats": FORMATS} if int(__version__.split(".")[0]) >= 8 else {}
+    # Pillow below 8 cannot be told which formats to try, and 8 stumbles over some
+    only: Any = {"formats": FORMATS} if int(__version__.split(".")[0]) >= 9 else {}
     image = Image.open(file, **only)
     check_image(image.format in FORMATS or image.format == "MPO", "not an image that can be read")
     check_image(image.width * image.height <= MAX_PIXELS, f"{image.width}×{image.height} pixels, too many")
@@ -316,13 +316,19 @@ def as_rgb(image: Any) -> Any:
 
 
 def upright(image: Any) -> Any:
-    """Turn an image as its EXIF says."""
-    from PIL import ImageOps
+    """Turn an image, whose pixels were read, as its EXIF says."""
+    from PIL import ImageOps, __version__
 
-    if hasattr(ImageOps, "exif_transpose"):
+    version = tuple(map(int, __version__.split(".")[:2]))
+    if image.format == "TIFF" and version < (10, 0):
+        if version >= (6, 2):
+            return image  # reading has turned it, but not told so in its EXIF
+        tags: Any = image.tag_v2
+    elif version >= (6, 0):
         return ImageOps.exif_transpose(image)
-    exif: Any = getattr(image, "_getexif", dict)() or {}  # Pillow below 6
-    turn = UPRIGHT.get(exif.get(0x0112))
+    else:
+        tags = getattr(image, "_getexif", dict)() or {}
+    turn = UPRIGHT.get(tags.get(0x0112, 1))
     return image if turn is None else image.transpose(turn)
 
 
@@ -727,12 +733,12 @@ def output_of(*command: str) -> str:
 # -- the command line ---------------------------------------------------------------------------------------
 
 
-def say(text: str, file: Any = None) -> None:
+def say(text: str, stream: Any = None) -> None:
     """Print a line, also where the terminal lacks some of its letters."""
-    file = file or sys.stdout
-    encoding = file.encoding or "ascii"
-    file.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    file.flush()
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "ascii"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
 
 
 def clean(text: str) -> str:

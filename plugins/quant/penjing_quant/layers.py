@@ -78,7 +78,8 @@ def fastest(
 ) -> Choice:
     """Return how many of `most` layers to compute in float for the shortest time, by timing here.
 
-    `load` readies the network with that many. `usual` stays where nothing else is clearly faster.
+    `load` readies the network with that many. `usual` is the least, and stays where no more is clearly faster:
+    float layers also round nothing.
     """
     import time
 
@@ -89,31 +90,27 @@ def fastest(
     if time.perf_counter() - start > SLOW:
         return Choice(usual, {usual: 1.0})
     relative: dict[int, float] = {}
-    best, step = usual, most / 4
-    tries = {round(i * step) for i in range(5)}
+    best, step = usual, (most - usual) / 4
+    tries = {round(usual + i * step) for i in range(1, 5)}
     for _ in range(2):  # the second time between the best and its neighbours
         tries -= relative.keys() | {usual}
         sessions = {usual: sessions[usual], **{count: load(count) for count in sorted(tries)}}
         relative |= _relative(usual, sessions, image, progress)
         best = min(relative, key=relative.__getitem__)
-        tries = {round(min(max(best + d * step, 0), most)) for d in (-0.5, 0.5)}
+        tries = {round(min(max(best + d * step, usual), most)) for d in (-0.5, 0.5)}
     if relative[best] > 1 - GAIN:
         best = usual
     return Choice(best, dict(sorted(relative.items())))
 
 
 def _relative(usual: int, sessions: dict[int, Session], image: Array, progress: Progress) -> dict[int, float]:
-    from statistics import median
-
+    """Return the least time of each session beside the usual one's: other work on the machine only adds to it."""
     from penjing.measure import interleave
 
     named = {str(count): session for count, session in sessions.items()}
     rounds = interleave(named, image, threads=1, seconds=SECONDS, progress=progress).rounds
-    base = [median(block) for block in rounds[str(usual)]]
-    return {
-        count: median(median(block) / b for block, b in zip(rounds[str(count)], base, strict=True))
-        for count in sessions
-    }
+    least = {count: min(min(block) for block in rounds[str(count)]) for count in sessions}
+    return {count: seconds / least[usual] for count, seconds in least.items()}
 
 
 def pack(model: onnx.ModelProto, names: Collection[str], scheme: Scheme) -> onnx.ModelProto:
