@@ -1,8 +1,8 @@
 """Run a bundle from Python, by the very code that runs it on a board.
 
-from penjing import runtime
+from penjing.runtime import load
 
-predict = runtime.load("bundle/")
+predict = load("bundle/")
 for answer in predict(["a.jpg", "b.jpg"]):
     print(answer.image, answer.top[0].label, answer.top[0].share)
 """

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.external_data_helper import set_external_data
 from penjing import bundle
 from penjing.bundle import runner
 from penjing.errors import InputError
@@ -222,6 +224,17 @@ def test_a_record_that_is_no_plain_array_is_refused(copied: Path, reseal: Reseal
 
     with pytest.raises(runner.RunnerError, match=r"input\.npy is not a"):
         opened.array("golden/input.npy")
+
+
+def test_a_model_that_reads_other_files_is_refused(pristine: Path) -> None:
+    manifest = runner.Bundle(str(pristine)).manifest
+    model = onnx.load(pristine / "model.onnx")
+    (weight,) = model.graph.initializer
+    set_external_data(weight, "../../secret", offset=0, length=36)
+    weight.ClearField("raw_data")
+
+    with pytest.raises(runner.RunnerError, match="keeps weights in other files"):
+        runner.OnnxRuntime(model.SerializeToString(), manifest, 1)
 
 
 def test_penjing_refuses_what_the_runner_refuses_in_the_same_words(copied: Path) -> None:

@@ -42,6 +42,8 @@ FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 #: the last onnxruntime for Pythons that newer ones left behind
 LAST_FOR = {(3, 6): "1.10.0", (3, 7): "1.14.1", (3, 8): "1.19.2", (3, 9): "1.19.2", (3, 10): "1.23.2"}
+#: in ONNX, what says that a weight lies in another file; onnxruntime of old follows it anywhere
+ELSEWHERE = re.compile(rb"j[\x80-\xff]*[\x00-\x7f]\n\x08location\x12")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*\Z")
 
 
@@ -389,6 +391,7 @@ class OnnxRuntime:
     def __init__(
         self, model: bytes, manifest: Dict[str, Any], threads: int, entries: Iterable[Tuple[str, str]] = ()
     ) -> None:
+        need(not ELSEWHERE.search(model), "its model keeps weights in other files")
         onnxruntime = module("onnxruntime", manifest["runtime"]["minimum"])
         self.version: str = onnxruntime.__version__
         options = onnxruntime.SessionOptions()
