@@ -192,7 +192,8 @@ def compress(as_json: bool, quiet: bool, **asked: Any) -> None:
       model.onnx                          program.pt2
 
     Exits with 0 when every demand is met (or none was made), 10 when one is not met, 11 when that cannot be
-    decided from so few photographs or runs; 3 when the plan is refused, 4 when a step fails, 5 when a plugin does.
+    decided from so few photographs or runs; 3 when the plan is refused, 4 when a step fails, 5 when a plugin does,
+    70 when Penjing itself is at fault.
     """
     from penjing.api import compress as carry_out
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+
+from penjing.errors import PlanError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +18,13 @@ class Goal:
     max_latency: float | None = None
     #: size of the model file in megabytes (10**6 bytes)
     max_size: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in dataclasses.asdict(self).items():
+            if bound is not None and not (math.isfinite(bound) and bound >= 0):
+                raise PlanError(
+                    f"{name} is {bound}; it must be a number of 0 or more.", hint="None makes no demand."
+                )
 
     def __bool__(self) -> bool:
         return any(bound is not None for bound in dataclasses.astuple(self))

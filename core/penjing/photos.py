@@ -99,7 +99,7 @@ def decode(path: Path) -> Image.Image:
         try:
             image = _header(file)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image), image.format)
         except InputError:
             raise
         except Exception as error:
@@ -160,11 +160,11 @@ def _header(file: BufferedReader) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    if image.mode.startswith("I") and (image.mode != "I" or image.format in ("PNG", "PPM")):
+    if image.mode.startswith("I") and (image.mode != "I" or file_format in ("PNG", "PPM")):
         # 16 bits; older Pillow reads such a PNG as mode I. Converting would clip all above 255 to white
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -707,6 +707,16 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path, suffix: str, or
     check_ramp(path)
 
 
+def test_a_sixteen_bit_grey_map_is_scaled_and_not_refused(tmp_path: Path) -> None:
+    """Turning a photograph upright must not make Pillow forget which format it came in."""
+    grey = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 8 8 65535\n" + grey.astype(">u2").tobytes())
+
+    pixels = np.asarray(read_photo(tmp_path / "deep.pgm"))
+
+    assert np.abs(pixels[..., 0].astype(int) - grey // 256).max() <= 1
+
+
 def test_a_palette_with_its_own_transparency_keeps_its_colours(tmp_path: Path) -> None:
     image = Image.fromarray(RAMP).convert("P")
     image.save(tmp_path / "ramp.png", transparency=bytes(range(256)))

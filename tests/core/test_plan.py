@@ -161,3 +161,9 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
         "recipe.toml",
     ):
         assert word in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), -1.0])
+def test_a_demand_that_no_result_could_be_held_to_is_refused(bound):
+    with pytest.raises(PlanError, match="max_drop is"):
+        Goal(max_drop=bound)

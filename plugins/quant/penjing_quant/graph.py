@@ -146,10 +146,21 @@ def bias_of(node: ir.Node) -> Array | None:
     return None if array is None else array.reshape(-1)
 
 
-def replace_constant(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
-    """Give `node` a constant of its own as its weight (`index` 1) or bias (2)."""
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    """Return a new initialiser that holds `array`, called `name` or, where that is taken, something like it."""
     import onnx_ir as ir
 
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(array, name=name)
+    type_, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+    value = ir.Value(name=name, const_value=tensor, type=type_, shape=shape)
+    graph.register_initializer(value)
+    return value
+
+
+def replace_constant(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
+    """Give `node` a constant of its own as its weight (`index` 1) or bias (2)."""
     before = node.inputs[index] if index < len(node.inputs) else None
     alone = before is not None and len(before.uses()) == 1
     name = (
@@ -157,12 +168,7 @@ def replace_constant(graph: ir.Graph, node: ir.Node, index: int, array: Array) -
     ) or f"{node.name}.{('weight', 'bias')[index - 1]}"
     if before is not None and alone:
         del graph.initializers[name]
-    while name in graph.initializers:
-        name += "_"
-    tensor = ir.tensor(array, name=name)
-    type_, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-    value = ir.Value(name=name, const_value=tensor, type=type_, shape=shape)
-    graph.register_initializer(value)
+    value = add_constant(graph, name, array)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from penjing_quant.graph import WEIGHTED, attribute, constant, weight_axis
+from penjing_quant.graph import WEIGHTED, add_constant, attribute, constant, weight_axis
 from penjing_quant.integers import weight_codes
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ def pack(model: onnx.ModelProto, names: Collection[str], scheme: Scheme) -> onnx
         if value not in packed:
             integers = weight_codes(weight, axis, scheme, np.zeros(weight.shape[axis], np.float32))
             scale = integers.scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-            cast = ir.node("Cast", [_initialiser(net.graph, f"{value.name}_i8", integers.codes)], {"to": 1})
-            times = ir.node("Mul", [cast.outputs[0], _initialiser(net.graph, f"{value.name}_s8", scale)])
+            cast = ir.node("Cast", [add_constant(net.graph, f"{value.name}_i8", integers.codes)], {"to": 1})
+            times = ir.node("Mul", [cast.outputs[0], add_constant(net.graph, f"{value.name}_s8", scale)])
             cast.outputs[0].name, times.outputs[0].name = f"{value.name}_c8", f"{value.name}_f8"
             net.graph.insert_before(node, [cast, times])
             packed[value] = times.outputs[0]
@@ -149,15 +149,3 @@ def pack(model: onnx.ModelProto, names: Collection[str], scheme: Scheme) -> onnx
 def _weight(node: ir.Node) -> Array | None:
     weight = constant(node.inputs[1]) if node.op_type in WEIGHTED else None
     return weight if weight is not None and weight.dtype == "float32" and weight.ndim > 1 else None
-
-
-def _initialiser(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    import onnx_ir as ir
-
-    while name in graph.initializers:
-        name += "_"
-    tensor = ir.tensor(array, name=name)
-    type_, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-    value = ir.Value(name=name, const_value=tensor, type=type_, shape=shape)
-    graph.register_initializer(value)
-    return value

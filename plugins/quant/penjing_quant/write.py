@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from penjing_quant.graph import WEIGHTED, bias_of, bounds, constant, weight_axis
+from penjing_quant.graph import WEIGHTED, add_constant, bias_of, bounds, constant, weight_axis
 from penjing_quant.integers import Grid, Weight, activation_grid, bias_floor, weight_codes
 from penjing_quant.placement import Left, place
 
@@ -211,19 +211,9 @@ class _Writer:
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """Return an initialiser that holds `array`, the same one for equal arrays."""
-        import onnx_ir as ir
-
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.shared:
-            tensor = ir.tensor(array, name=self.name(name))
-            value = ir.Value(
-                name=tensor.name,
-                const_value=tensor,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-            )
-            self.graph.register_initializer(value)
-            self.shared[key] = value
+            self.shared[key] = add_constant(self.graph, self.name(name), array)
         return self.shared[key]
 
     def name(self, wanted: str) -> str:
