@@ -41,8 +41,9 @@ OPERATOR = re.compile(
 )
 #: sizes as sympy writes them: numbers, symbols such as s0 or u3, arithmetic with small powers only
 EXPRESSION = re.compile(
-    r"(?:[su]\d++|\d++|(?:FloorDiv|ModularIndexing|PythonMod|Mod|CeilToInt|Max|Min)\b"
-    r"|[ ()+\-/,]|\*(?!\*)|\*\*[2-4](?![\d*]))*+"
+    # at most one alternative fits at each place, so that no text makes the match slow
+    r"(?:[su](?=\d)|\d|(?:FloorDiv|ModularIndexing|PythonMod|Mod|CeilToInt|Max|Min)\b"
+    r"|[ ()+\-/,]|\*(?!\*)|\*\*[2-4](?![\d*]))*"
 )
 #: any other text: no quote, bracket or brace that could end a literal in generated code
 TEXT = re.compile(r"[\w .,:;+\-*/()<>=%]*")

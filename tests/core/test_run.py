@@ -153,7 +153,8 @@ def test_a_run_killed_at_any_file_it_touches_is_taken_up_again(toy, tmp_path):
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
     assert found["problems"] == []
-    assert found["moments"] > 80
+    # Python 3.10 raises fewer audit events for the same work: 69 here, where 3.11 raises some hundred
+    assert found["moments"] > (80 if sys.version_info >= (3, 11) else 60)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "step.json"])

@@ -508,3 +508,26 @@ def test_a_program_exported_in_training_mode_is_refused(tmp_path):
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), tmp_path / "t.pt2")
 
     assert "training mode" in refusal(tmp_path / "t.pt2")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("s0 + 2*s1", True),
+        ("FloorDiv(s0 - 1, 2) + 1", True),
+        ("2**3 + s77", True),
+        ("s0**9", False),
+        ("s0**22", False),
+        ("s0**2**2", False),
+        ("exec(1)", False),
+        ("Mods1", False),
+        ("s", False),
+        ("1" * 500_000 + "x", False),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else None,
+)
+def test_sizes_in_an_exported_program_are_small_sums_and_nothing_else(text: str, allowed: bool) -> None:
+    """The last one would take a pattern that tries every split of a number for ever."""
+    from penjing_torch.exported import EXPRESSION
+
+    assert bool(EXPRESSION.fullmatch(text)) == allowed
