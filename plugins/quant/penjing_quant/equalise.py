@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float32]
 
 SWEEPS = 20
-#: greatest change of a channel, as a power of two (more is for channels as good as dead), and the least
-MOST, LEAST = 24, 0.02
+#: greatest change of a channel, as a power of two (more is for channels as good as dead)
+MOST = 24
 
 
 def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -107,13 +107,16 @@ def _by_input(node: ir.Node, weight: Array) -> Array:
 
 
 def _scales(writes: Array, reads: Array) -> Array:
-    """Return by what to divide each channel, given all that writes and reads it."""
+    """Return by what to divide each channel, given all that writes and reads it.
+
+    Powers of two, by which floats are multiplied without rounding: what the network answers stays the same to the bit.
+    """
     import numpy as np
 
     first = np.abs(writes.reshape(len(writes), -1)).max(axis=1)
     second = np.abs(reads).max(axis=1)
     alive = (first > 0) & (second > 0)
     exponent = np.log2(np.where(alive, first, 1) / np.where(alive, second, 1)) / 2
-    exponent = np.where(np.abs(exponent) < LEAST, 0, np.clip(exponent, -MOST, MOST))
+    exponent = np.clip(np.round(exponent), -MOST, MOST)
     scale: Array = np.exp2(exponent).astype(np.float32)
     return scale
