@@ -215,7 +215,7 @@ def _steps(
                 "name": step.name, "columns": [], "options": _use(step)["options"],
                 "why": step.explain(plan.device, plan.backend),
                 "seconds": record["seconds"], "reused": done.reused, "size_bytes": _size(done.model),
-                "details": record["details"], "warnings": record["warnings"],
+                "details": record["details"], "exhibits": record["exhibits"], "warnings": record["warnings"],
                 "score": scores.get(done.model.fingerprint),
             })  # fmt: skip
             entry["columns"].append(name)

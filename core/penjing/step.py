@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from penjing.data import Data
     from penjing.device import Device
+    from penjing.exhibit import Exhibit
     from penjing.model import Model
 
 
@@ -74,6 +75,12 @@ class Context:
     warnings: list[str] = dataclasses.field(default_factory=list)
     #: what the report tells of this step: JSON values by name
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: pictures and tables that the report shows of this step
+    exhibits: list[Exhibit] = dataclasses.field(default_factory=list)
+
+    def show(self, exhibit: Exhibit) -> None:
+        """Put a picture or a table into the report."""
+        self.exhibits.append(exhibit)
 
     def warn(self, message: str) -> None:
         """Tell the user, now and in the report."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing import sealed
 from penjing.errors import PluginError
+from penjing.exhibit import to_dict
 from penjing.files import inside, sha256_of, sync
 from penjing.model import Model, Tensor
 
@@ -83,6 +84,7 @@ class Store:
             "files": files,
             "details": context.details,
             "warnings": context.warnings,
+            "exhibits": [to_dict(exhibit) for exhibit in context.exhibits],
             **facts,
         }
         sealed.write(work / RECORD, record)

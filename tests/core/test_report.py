@@ -58,7 +58,7 @@ def step(name: str, **fields: Any) -> dict[str, Any]:
         "reused": False,
         "size_bytes": None,
     }
-    return {"name": name, **bare, "details": {}, "warnings": [], "score": None, **fields}
+    return {"name": name, **bare, "details": {}, "exhibits": [], "warnings": [], "score": None, **fields}
 
 
 QUANT = {"use": "quant.static", "options": {"calibrate": "entropy"}}

@@ -49,7 +49,7 @@ def keep(store, before, content=b"result"):
     with store.room() as folder:
         (folder / "model.onnx").write_bytes(content)
         after = replace(before, value=folder / "model.onnx", outputs=(Tensor("y", (None, 2)),))
-        context = SimpleNamespace(folder=folder, details={"nodes": 3}, warnings=["careful"])
+        context = SimpleNamespace(folder=folder, details={"nodes": 3}, warnings=["careful"], exhibits=[])
         return store.keep(Write(), KEY, before, after, context, FACTS)
 
 
@@ -75,7 +75,7 @@ def test_another_key_finds_nothing(store, before):
 
 def test_a_step_that_returns_its_input_is_found_as_that(store, before):
     with store.room() as folder:
-        context = SimpleNamespace(folder=folder, details={}, warnings=[])
+        context = SimpleNamespace(folder=folder, details={}, warnings=[], exhibits=[])
         store.keep(Write(), KEY, before, before, context, FACTS)
     assert store.find(Write(), KEY, before).model.value == before.value
 
@@ -155,13 +155,13 @@ def test_a_file_outside_the_folder_of_the_step_is_refused(store, before, tmp_pat
     elsewhere = tmp_path / "elsewhere.onnx"
     elsewhere.write_bytes(b"x")
     with store.room() as folder, pytest.raises(PluginError, match="outside its own folder"):
-        context = SimpleNamespace(folder=folder, details={}, warnings=[])
+        context = SimpleNamespace(folder=folder, details={}, warnings=[], exhibits=[])
         store.keep(Write(), KEY, before, replace(before, value=elsewhere), context, FACTS)
 
 
 def test_a_value_that_is_neither_file_nor_module_is_refused(store, before):
     with store.room() as folder, pytest.raises(PluginError, match="neither a file nor a module"):
-        context = SimpleNamespace(folder=folder, details={}, warnings=[])
+        context = SimpleNamespace(folder=folder, details={}, warnings=[], exhibits=[])
         store.keep(Write(), KEY, before, replace(before, value={"weights": 1}), context, FACTS)
 
 
@@ -172,7 +172,7 @@ def test_the_weights_of_a_module_are_put_onto_a_copy_of_the_one_given(store):
     before = Model("torch", given, "model.py:net", "0", (Tensor("x", (1, 2)),))
     kind = type("Train", (Write,), {"produces": "torch"})()
     with store.room() as folder:
-        context = SimpleNamespace(folder=folder, details={}, warnings=[])
+        context = SimpleNamespace(folder=folder, details={}, warnings=[], exhibits=[])
         store.keep(kind, KEY, before, replace(before, value=better), context, FACTS)
     found = store.find(kind, KEY, before).model.value
     assert found is not given

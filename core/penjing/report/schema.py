@@ -125,6 +125,21 @@ class Score(TypedDict):
     split: Annotated[str, "the split they are from, as in `select`"]
 
 
+class ExhibitRecord(TypedDict):
+    """A picture or table that a step shows; which fields say something depends on `kind`."""
+
+    kind: Annotated[Literal["bars", "lines", "table"], "what it is"]
+    title: Annotated[str, "what it shows"]
+    unit: Annotated[str, "of bars: the unit of their values"]
+    values: Annotated[dict[str, float | None], "of bars: length by name, in order; null where absent"]
+    marked: Annotated[Sequence[str], "of bars: the names told apart"]
+    x: Annotated[str, "of lines: what runs to the right"]
+    y: Annotated[str, "of lines: what runs upwards"]
+    series: Annotated[dict[str, Sequence[Sequence[float]]], "of lines: points (x, y) by the name of each line"]
+    head: Annotated[Sequence[str], "of a table: titles of its columns"]
+    rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
+
+
 class StepRecord(TypedDict):
     """One step as it was carried out."""
 
@@ -136,6 +151,7 @@ class StepRecord(TypedDict):
     reused: Annotated[bool, "true where an earlier run's result was taken"]
     size_bytes: Annotated[Count | None, "size of the model after it, in bytes"]
     details: Annotated[dict[str, Json], "what the step has to tell: any JSON"]
+    exhibits: Annotated[Sequence[ExhibitRecord], "pictures and tables that the step shows"]
     warnings: Annotated[Sequence[str], "what needs the reader's eye"]
     score: Annotated[Score | None, "score after it, where one was taken"]
 

@@ -1,0 +1,1 @@
+"""TensorRT, and the deep learning accelerator of Jetson boards."""

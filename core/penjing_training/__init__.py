@@ -1,0 +1,1 @@
+"""Training: what the techniques that train have in common. A library, not a plugin."""
