@@ -118,8 +118,9 @@ class Run:
         start = time.monotonic()
         with self.store.room() as folder:
             context = Context(
-                self.plan.device, self.plan.goal, data, folder, self.plan.backend, self.seed, self.progress
-            )
+                self.plan.device, self.plan.goal, data, folder, self.plan.backend, self.seed, self.progress,
+                task=self.plan.task,
+            )  # fmt: skip
             try:
                 after = self._apply(step, model, context)
             except BaseException:
@@ -159,6 +160,7 @@ class Run:
             "labels": model.labels,
             "preprocess": model.preprocess.to_dict() if model.preprocess else None,
             "data": self.plan.data.fingerprint if self.plan.data and step.needs else None,
+            "goal": dataclasses.asdict(self.plan.goal) if step.heeds_goal else None,
             "resources": step.resources(self.plan.device, self.plan.backend),
             "seed": self.seed,
             "plugin": self.host.origin(step.name),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from penjing.device import Device
     from penjing.exhibit import Exhibit
     from penjing.model import Model
+    from penjing.task import Task
 
 
 class Progress(Protocol):
@@ -77,6 +78,8 @@ class Context:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     #: pictures and tables that the report shows of this step
     exhibits: list[Exhibit] = dataclasses.field(default_factory=list)
+    #: how outputs are scored; None where nobody said
+    task: Task | None = None
 
     def show(self, exhibit: Exhibit) -> None:
         """Put a picture or a table into the report."""
@@ -100,9 +103,15 @@ class Step(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: True where it changes the form only, so that the original model takes it too
     exact: ClassVar[bool] = False
+    #: True where the result depends on the user's goal, which is then part of the cache key
+    heeds_goal: ClassVar[bool] = False
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where this step, with its options, cannot serve that device. Nothing has run yet."""
+        return
+
+    def check_source(self, model: Model) -> None:
+        """Raise PlanError where this step cannot serve the model that was opened, whatever its steps before do."""
         return
 
     def explain(self, device: Device, backend: Backend) -> str:

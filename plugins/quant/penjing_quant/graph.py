@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import StepError
 
+from penjing_quant.already import HINT, integers
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,11 +27,6 @@ SAME_SCALE = frozenset(
     {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice"}
     | {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
-#: operators that make or read integers in place of floats
-QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-    | {"QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm"}
-)
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -42,13 +39,10 @@ def load(path: Path) -> onnx.ModelProto:
     from onnx_ir.passes import Sequential
     from onnx_ir.passes import common as passes
 
-    model = ir.from_proto(onnx.load(path))
-    found = sorted({node.op_type for node in model.graph.all_nodes()} & QUANTISED)
-    if found:
-        raise StepError(
-            f"{path.name} is quantised already: it holds {', '.join(found)}.",
-            hint="Give the float model, or leave the quantisation out of the recipe.",
-        )
+    read = onnx.load(path)
+    if found := integers(read):
+        raise StepError(f"{path.name} is quantised already: it holds {', '.join(found)}.", hint=HINT)
+    model = ir.from_proto(read)
     opset = model.graph.opset_imports.get("", 0)
     if opset < 13:
         raise StepError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -129,21 +130,43 @@ def _reads(node: onnx.NodeProto) -> set[str]:
     return inner | set(node.input)
 
 
-def sqnr(reference: Network, other: Network, photographs: Iterable[Array]) -> float:
-    """Return the signal-to-quantisation-noise ratio in dB, that of the worst output."""
-    import numpy as np
+@dataclasses.dataclass
+class Power:
+    """The power of a signal and of the noise on it, summed up photograph by photograph."""
 
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, expected: Array, got: Array) -> None:
+        """Count one photograph's values."""
+        import numpy as np
+
+        wanted = expected.astype(np.float64)
+        self.signal += float(np.square(wanted).sum())
+        self.noise += float(np.square(got - wanted).sum())
+
+    @property
+    def decibels(self) -> float | None:
+        """Return the signal-to-quantisation-noise ratio in dB; None where there is no noise."""
+        if self.noise <= 1e-30 * self.signal:
+            return None
+        return 10 * math.log10(max(self.signal, 1e-300) / self.noise)
+
+    @property
+    def share(self) -> float:
+        """Return the noise as a share of the signal."""
+        return self.noise / max(self.signal, 1e-300)
+
+
+def sqnr(reference: Network, other: Network, photographs: Iterable[Array]) -> float:
+    """Return the signal-to-quantisation-noise ratio in dB, that of the worst output; 300 where nothing differs."""
+    powers: dict[str, Power] = {}
     for pixels in photographs:
         got = other(pixels)
         for name, values in reference(pixels).items():
-            expected = values.astype(np.float64)
-            signal[name] = signal.get(name, 0.0) + float(np.square(expected).sum())
-            noise[name] = noise.get(name, 0.0) + float(np.square(got[name] - expected).sum())
-    return min(
-        10 * math.log10(max(signal[n], 1e-300) / max(noise[n], 1e-30 * signal[n], 1e-300)) for n in signal
-    )
+            powers.setdefault(name, Power()).add(values, got[name])
+    found = [power.decibels for power in powers.values()]
+    return min(300.0 if decibels is None else decibels for decibels in found)
 
 
 def only_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
