@@ -79,36 +79,57 @@ class Walk:
 
     def __init__(self, model: onnx.ModelProto, photographs: Sequence[Array]) -> None:
         self.model = model
-        self.nodes = list(model.graph.node)
+        #: what makes a tensor that no photograph changes, such as a weight from its codes
+        self.fixed: dict[str, onnx.NodeProto] = {}
+        constants = {initialiser.name for initialiser in model.graph.initializer} | {""}
+        self.nodes = []
+        for node in model.graph.node:
+            if _reads(node) <= constants | self.fixed.keys() and not node.name:
+                self.fixed.update(dict.fromkeys(node.output, node))
+            else:
+                self.nodes.append(node)
         self.last = {name: place for place, node in enumerate(self.nodes) for name in _reads(node)}
         self.alive: dict[str, list[Array]] = {only_input(model).name: list(photographs)}
         self.place = 0
 
     def to(self, name: str) -> list[Array]:
         """Carry out the graph up to the node `name`; return its first output, to be changed in place."""
-        end = next(i for i, node in enumerate(self.nodes) if node.name == name) + 1
-        stretch, self.place = self.nodes[self.place : end], end
-        made = {output for node in stretch for output in node.output}
-        target = stretch[-1].output[0]
-        wanted = [t for t in made if t == target or self.last.get(t, 0) >= end]
-        session, feeds = (
-            _load(self._part(stretch, wanted), True),
-            {t for node in stretch for t in _reads(node)} & set(self.alive),
-        )
-        for t in wanted:
-            self.alive[t] = []
-        for i in range(len(next(iter(self.alive.values())))):
-            for t, values in zip(
-                wanted, session.run(wanted, {f: self.alive[f][i] for f in feeds}), strict=True
-            ):
-                self.alive[t].append(values)
+        end = self._index(name) + 1
+        target = self.nodes[end - 1].output[0]
+        self._advance(end, target)
         result = self.alive[target]
         self.alive = {t: values for t, values in self.alive.items() if self.last.get(t, 0) >= end}
         return result
 
+    def before(self, name: str) -> list[Array]:
+        """Carry out the graph up to where the node `name` is next; return its first input."""
+        end = self._index(name)
+        self._advance(end)
+        self.alive = {t: values for t, values in self.alive.items() if self.last.get(t, 0) >= end}
+        return self.alive[self.nodes[end].input[0]]
+
+    def _index(self, name: str) -> int:
+        return next(i for i, node in enumerate(self.nodes) if node.name == name)
+
+    def _advance(self, end: int, target: str = "") -> None:
+        stretch, self.place = self.nodes[self.place : end], end
+        made = {output for node in stretch for output in node.output}
+        wanted = [t for t in made if t == target or self.last.get(t, 0) >= end]
+        if not wanted:
+            return
+        session = _load(self._part(stretch, wanted), True)
+        feeds = {t for node in stretch for t in _reads(node)} & set(self.alive)
+        for t in wanted:
+            self.alive[t] = []
+        for i in range(len(next(iter(self.alive.values())))):
+            results = session.run(wanted, {f: self.alive[f][i] for f in feeds})
+            for t, values in zip(wanted, results, strict=True):
+                self.alive[t].append(values)
+
     def _part(self, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.ModelProto:
         import onnx
 
+        nodes = [*self._fixing(nodes), *nodes]
         read = {t for node in nodes for t in _reads(node)}
         inputs = [
             onnx.helper.make_tensor_value_info(t, onnx.helper.np_dtype_to_tensor_dtype(values[0].dtype), None)
@@ -122,6 +143,17 @@ class Walk:
         return onnx.helper.make_model(
             graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
+
+    def _fixing(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return what makes the fixed tensors that `nodes` read, in order."""
+        needed: list[onnx.NodeProto] = []
+        for node in nodes:
+            for name in _reads(node):
+                before = self.fixed.get(name)
+                if before is not None and all(before is not one for one in needed):
+                    needed += [one for one in self._fixing([before]) if all(one is not n for n in needed)]
+                    needed.append(before)
+        return needed
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
