@@ -8,8 +8,9 @@ from penjing.step import Technique
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
-    """Bring quant.static and quant.dynamic."""
+    """Bring quant.static, quant.mixed and quant.dynamic."""
     from penjing_quant.dynamic import DynamicQuantisation
+    from penjing_quant.mixed import MixedPrecision
     from penjing_quant.static import StaticQuantisation
 
-    return [StaticQuantisation, DynamicQuantisation]
+    return [StaticQuantisation, MixedPrecision, DynamicQuantisation]

@@ -99,7 +99,7 @@ class Rounder:
         return found
 
     def learn(self, name: str, layer: Layer, weights: Weights) -> Weight:
-        """Return the layer's weight, each number rounded as its outputs want it, or to the nearest if that is better."""
+        """Return the layer's weight, rounded as its outputs want it, or to the nearest if that is better."""
         import numpy as np
 
         from penjing_quant.integers import weight_codes, weight_limits
