@@ -254,14 +254,21 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("step", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def plugins(as_json: bool) -> None:
-    """List installed plugins, the hooks each answers, the steps it brings, and why a broken one is broken."""
+def plugins(step: str | None, as_json: bool) -> None:
+    """List plugins, the hooks each answers, why a broken one is broken, and all steps; or the options of STEP."""
     from penjing import plugin_view
     from penjing.host import Host
 
-    found = plugin_view.listing(Host())
-    click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    host = Host()
+    found = plugin_view.listing(host)
+    if step is None:
+        click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    else:
+        name = host.step(step).name
+        one = next(entry for entry in found["steps"] if entry["name"] == name)
+        click.echo(json.dumps(one, indent=1) if as_json else plugin_view.step_page(one), nl=as_json)
 
 
 @cli.command()
