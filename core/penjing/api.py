@@ -125,7 +125,9 @@ def compress(
 ) -> Report:
     """Carry out the main job, and return the report that also lies in the run folder.
 
-    With `ranks` this is rank 0 of several processes, of which the others call `assist` with the same request. Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
+    With `ranks` this is rank 0 of several processes, of which the others call `assist` with the same request.
+
+    Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
     takes up where it stopped.
     """
     from penjing import bundle

@@ -29,18 +29,22 @@ class Ranks:
     local: int = 0
     #: torch.distributed's key-value store; None for a process on its own
     store: Any = None
-    _turn: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False, compare=False)
+    _turns: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
         """Tell whether this process is the one that writes, prints and measures."""
         return self.rank == 0
 
+    def turn(self) -> int:
+        """Return a number that is new, and the same in every process, as long as all of them do the same in turn."""
+        return next(self._turns)
+
     def tell(self, value: Any = None) -> Any:
         """Return rank 0's `value`, which is JSON, in every process; all of them have to call it."""
         if self.world == 1:
             return value
-        key = f"tell-{next(self._turn)}"
+        key = f"tell-{self.turn()}"
         if self.first:
             self.store.set(key, json.dumps(value))
             return value
@@ -50,7 +54,7 @@ class Ranks:
         """Return the `value` of every process, which is JSON, by rank; all of them have to call it."""
         if self.world == 1:
             return [value]
-        turn = next(self._turn)
+        turn = self.turn()
         self.store.set(f"gather-{turn}-{self.rank}", json.dumps(value))
         return [json.loads(self.store.get(f"gather-{turn}-{rank}")) for rank in range(self.world)]
 

@@ -169,9 +169,10 @@ class Step(ABC):
         return None
 
     def skeleton(self, model: Model, open_model: Open) -> Model:
-        """Return the model whose module has the structure of the result: the host loads the weights it kept into a copy.
+        """Return the model whose module has the structure of the result.
 
-        A step that trains another network than the one it was given overrides this.
+        The host loads the weights it kept into a copy of that. A step that trains another network than the one
+        it was given overrides this.
         """
         return model
 
