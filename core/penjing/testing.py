@@ -59,7 +59,7 @@ def torch_model(module: nn.Module, *, size: int = 32, channels: int = 3) -> Mode
 
 def small_model(folder: Path, form: str = "torch") -> Model:
     """Return a network of two classes for 32 x 32 photographs in form "torch", or "onnx" as a file in `folder`."""
-    model = _small_network(0)
+    model = torch_model(small_network())
     if form == "torch":
         return model
     work = folder / "small-model"
@@ -68,7 +68,8 @@ def small_model(folder: Path, form: str = "torch") -> Model:
     return build(Host().step("onnx.export"), "onnx.export", {}).apply(model, context)
 
 
-def _small_network(seed: int) -> Model:
+def small_network(seed: int = 0) -> nn.Module:
+    """Return the network of `small_model`: as a source it is `penjing.testing:small_network`."""
     import torch
     from torch import nn
 
@@ -81,7 +82,7 @@ def _small_network(seed: int) -> Model:
             nn.Flatten(),
             nn.Linear(16, 2),
         )
-    return torch_model(nn.Sequential(*layers))
+    return nn.Sequential(*layers)
 
 
 def small_context(folder: Path, *, device: str = "x86-64-avx2", backend: Backend | None = None) -> Context:
@@ -103,7 +104,7 @@ def small_context(folder: Path, *, device: str = "x86-64-avx2", backend: Backend
         data,
         work,
         backend or host.backend(target.backend),
-        original=_small_network(1),
+        original=torch_model(small_network(1)),
         open=lambda source: host.open(source.name, weights=source.weights, preprocess=SMALL),
     )
 
