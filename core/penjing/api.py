@@ -170,6 +170,7 @@ def _describe(request: Request, planned: Plan) -> dict[str, Any]:
     return {
         "source": request.source,
         "weights": str(request.weights.absolute()) if request.weights else None,
+        "cwd": str(Path.cwd()),
         "fingerprint": model.fingerprint,
         "device": request.device,
         "command": request.command,

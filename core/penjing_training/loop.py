@@ -163,13 +163,18 @@ class _Job:
         self.whole = _Whole(self.network, extra, self.objective).to(self.device)
         self.average = copy.deepcopy(self.network).eval() if self.options.ema else None
         self.optimiser = make_optimiser(self.whole.parameters(), self.options)
-        self.wrapped = parallel.wrap(self.whole, self.ranks, self.device)
+        self.wrapped = parallel.wrap(self.whole, self.ranks, self.device, inputs, self._targets())
         kind = self._dtype()
         self.scaler = torch.amp.GradScaler("cuda", enabled=kind == torch.float16)
         self.cast = {"device_type": self.device.type, "dtype": kind, "enabled": kind is not None}
         settings = dataclasses.asdict(self.options)
         job = (repr(settings), type(self.objective).__name__, str(self.ranks.world), str(self.context.seed))
         self.job = digest(*job, checkpoint.digest_of(module.state_dict()))
+
+    def _targets(self) -> Tensor | None:
+        """Return labels for the example, where there are labels."""
+        known = min(self.photos.labels) >= 0
+        return torch.zeros(2, dtype=torch.int64, device=self.device) if known else None
 
     def _dtype(self) -> torch.dtype | None:
         if self.device.type != "cuda" or not self.options.amp:

@@ -45,13 +45,23 @@ def together(ranks: Ranks, device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def wrap(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """Return `module` so that all processes get the mean of their gradients."""
+def wrap(module: nn.Module, ranks: Ranks, device: torch.device, *example: Any) -> nn.Module:
+    """Return `module`, which takes the inputs `example`, so that all processes get the mean of their gradients."""
     if ranks.world == 1:
         return module
     devices = [device] if device.type == "cuda" else None
-    # some networks have heads that training alone, or use alone, needs
-    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+    unused = _has_unused(module, *example)
+    return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=unused)
+
+
+def _has_unused(module: nn.Module, *example: Any) -> bool:
+    """Tell whether some parameters take no part in training: looking for them in every step costs time."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.train()(*example).backward()
+    unused = any(p.grad is None for p in module.parameters() if p.requires_grad)
+    module.zero_grad()
+    module.load_state_dict(before)
+    return unused
 
 
 def unsynchronised(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:

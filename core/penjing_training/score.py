@@ -35,7 +35,9 @@ class Score:
         return (self.accuracy or 0.0, -self.loss) > (other.accuracy or 0.0, -other.loss)
 
     def __str__(self) -> str:
-        return f"loss {self.loss:.4g}" + ("" if self.accuracy is None else f", {self.accuracy:.1%} right")
+        return f"loss {self.loss:.4g}" + (
+            "" if self.accuracy is None else f", {100 * self.accuracy:.1f} % right"
+        )
 
 
 @torch.no_grad()
