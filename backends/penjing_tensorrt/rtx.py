@@ -1,6 +1,6 @@
 """TensorRT-RTX as a gate: its parser and builder accept a graph, or say why not, without a GPU.
 
-That proves that the graph is one TensorRT reads and plans, with integers where Q/DQ stand. It proves nothing about speed,
+That proves that TensorRT reads and plans the graph, with integers where Q/DQ stand. It proves nothing about speed,
 and the engines run on GeForce RTX cards alone. (PyPI tensorrt-rtx-cu13-libs and -bindings, measured with 1.7.1.)
 """
 
