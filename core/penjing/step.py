@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from penjing.exhibit import Exhibit
     from penjing.model import Model
     from penjing.ranks import Ranks
+    from penjing.task import Task
 
 
 class Progress(Protocol):
@@ -111,6 +112,8 @@ class Context:
     scratch: Path | None = None
     #: which of the processes that train together this is
     ranks: Ranks = dataclasses.field(default_factory=lambda: _alone())
+    #: how outputs are scored; None where nobody said
+    task: Task | None = None
 
     def show(self, exhibit: Exhibit) -> None:
         """Put a picture or a table into the report."""
@@ -140,9 +143,15 @@ class Step(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: True where it changes the form only, so that the original model takes it too
     exact: ClassVar[bool] = False
+    #: True where the result depends on the user's goal, which is then part of the cache key
+    heeds_goal: ClassVar[bool] = False
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where this step, with its options, cannot serve that device. Nothing has run yet."""
+        return
+
+    def check_source(self, model: Model) -> None:
+        """Raise PlanError where this step cannot serve the model that was opened, whatever its steps before do."""
         return
 
     def explain(self, device: Device, backend: Backend) -> str:
