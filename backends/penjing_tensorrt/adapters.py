@@ -126,7 +126,7 @@ class StronglyTyped(Adapter):
         return tuple(name for name in PRECISION_FLAGS if name in graph)
 
     def flags(self, build: Build, aim: Target) -> Iterator[str]:
-        if aim.weak:  # 11 takes the flag and says that it does nothing
+        if aim.choice:  # 11 takes the flag too, and says that it does nothing
             yield "--stronglyTyped"
 
     def network_flags(self, trt: Any) -> int:

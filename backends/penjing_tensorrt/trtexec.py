@@ -58,8 +58,10 @@ def measure_command(
     flags = [f"--loadEngine={engine}", "--warmUp=500", f"--duration={seconds}"]
     if aim.weak:
         flags += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
-    elif any(int(release.split(".")[0]) < 11 for release in aim.listed):  # pragma: no cover - no profile spans 10 and 11
-        raise PlanError(f"What trtexec times by default differs between the releases {aim.name}.")
+    elif aim.choice:
+        raise PlanError(
+            f"What trtexec times by default differs among TensorRT {aim.name}.", hint="Name one major version."
+        )
     flags += [f"--shapes={_shape(name, usual)}" for name, (_, usual, _) in build.shapes.items()]
     if build.dla_core is not None:
         flags.append(f"--useDLACore={build.dla_core}")

@@ -82,6 +82,11 @@ class Target:
         return self.has("--stronglyTyped")
 
     @property
+    def choice(self) -> bool:
+        """Tell whether a release builds either way, so that a strongly typed network must be asked for."""
+        return any(Version(release) < STRONG_ONLY for release in self.listed)
+
+    @property
     def newest(self) -> str:
         """Return the newest listed release."""
         return self.listed[-1]
