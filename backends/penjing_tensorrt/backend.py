@@ -119,15 +119,13 @@ class TensorRT(Backend):
             )
 
     def explain(self, device: Device, backend: Backend) -> str:
-        """Return what is built and the command that builds it, for a quantised graph where the device has INT8."""
+        """Return what is built, and the command that builds it of a graph in the smallest format of the device."""
         aim = target(device)
-        usual = {"int8"} if self.scheme(device) is not None and self.precision in ("auto", "best") else set()
-        build = self.build(device, usual)
-        formats = ", ".join(name.upper() for name in build.formats) or "FP32"
-        how = "types from the graph" if build.typing == "strong" else f"may use {formats}"
-        graph = " of a quantised graph" if usual else ""
+        usual = "int8" if self.scheme(device) is not None else "fp16" if "fp16" in device.precisions else ""
+        build = self.build(device, {usual} if usual and self.precision != "fp32" else ())
+        kind = f"of a graph in {usual.upper()}" if usual and self.precision != "fp32" else "of a graph in FP32"
         command = " ".join(build_command(aim, build, onnx=ONNX, engine=ENGINE))
-        return f"An engine{graph} by TensorRT {aim.name}, {build.typing}ly typed ({how}), built on the device by: {command}"
+        return f"An engine by TensorRT {aim.name}, {build.typing}ly typed; {kind} it is built on the device by: {command}"
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the TensorRT that is meant, the one that is here, and what stands in for it."""
