@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from penjing.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    import click
     from penjing.step import Backend
 
 

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PlanError
+
 from penjing_tensorrt.versions import PRECISION_FLAGS, Target, need, stacks_where
 
 if TYPE_CHECKING:
     from penjing.device import Device
+
     from penjing_tensorrt.build import Build
     from penjing_tensorrt.versions import Typing
 
@@ -67,7 +69,8 @@ class WeaklyTyped(Adapter):
                 f"{device.title} does not compute in {precision.upper()}"
                 + (f" with TensorRT {aim.name}." if device.stack else "."),
                 hint=stacks_where(
-                    device, lambda other, it: precision in it.precisions and other.has(PRECISION_FLAGS[precision])
+                    device,
+                    lambda other, it: precision in it.precisions and other.has(PRECISION_FLAGS[precision]),
                 )
                 or f"It computes in {', '.join(device.precisions)}.",
             )

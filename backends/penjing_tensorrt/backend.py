@@ -40,18 +40,23 @@ class TensorRT(Backend):
     exact = True
 
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8", "best"] = option(
-        "auto", "Formats that a weakly typed engine may use; auto takes those of the graph, and FP16 beside INT8."
+        "auto",
+        "Formats that a weakly typed engine may use; auto takes those of the graph, and FP16 beside INT8.",
     )
     typing: Literal["auto", "weak", "strong"] = option(
         "auto", "Whether flags or the graph's own types tell the precision; auto is weak up to TensorRT 10."
     )
     batch: int = option(1, "Images in a batch that an engine of open batch is tuned for.", between=(1, 65536))
-    max_batch: int = option(0, "Most images that an engine of open batch takes; 0 for batch.", between=(0, 65536))
+    max_batch: int = option(
+        0, "Most images that an engine of open batch takes; 0 for batch.", between=(0, 65536)
+    )
     workspace: float = option(
         0.25, "Share of the device's memory that kernels may use as scratch space.", between=(0.01, 1)
     )
     level: int | None = option(
-        None, "Optimisation level, from quick to build to quick to run; none leaves it to TensorRT.", between=(0, 5)
+        None,
+        "Optimisation level, from quick to build to quick to run; none leaves it to TensorRT.",
+        between=(0, 5),
     )
     layers: tuple[str, ...] = option(
         (), "Layers that a weakly typed engine holds to a precision, as NAME:fp32 or NAME:fp16."
@@ -105,7 +110,11 @@ class TensorRT(Backend):
         for asked, least, what in (
             (self.version_compatible, (7, 0), "Version-compatible engines"),
             (self.hardware_compatible == "ampere+", (8, 0), "Engines for Ampere and later"),
-            (self.hardware_compatible == "same-compute-capability", (7, 5), "Engines for one compute capability"),
+            (
+                self.hardware_compatible == "same-compute-capability",
+                (7, 5),
+                "Engines for one compute capability",
+            ),
             (self.sparse, (8, 0), "Kernels for sparse weights"),
         ):
             if asked and sm < least:
@@ -123,9 +132,12 @@ class TensorRT(Backend):
         aim = target(device)
         usual = "int8" if self.scheme(device) is not None else "fp16" if "fp16" in device.precisions else ""
         build = self.build(device, {usual} if usual and self.precision != "fp32" else ())
-        kind = f"of a graph in {usual.upper()}" if usual and self.precision != "fp32" else "of a graph in FP32"
+        kind = usual.upper() if usual and self.precision != "fp32" else "FP32"
         command = " ".join(build_command(aim, build, onnx=ONNX, engine=ENGINE))
-        return f"An engine by TensorRT {aim.name}, {build.typing}ly typed; {kind} it is built on the device by: {command}"
+        return (
+            f"An engine by TensorRT {aim.name}, {build.typing}ly typed; of a graph in {kind} it is built on the "
+            f"device by: {command}"
+        )
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the TensorRT that is meant, the one that is here, and what stands in for it."""
@@ -161,7 +173,9 @@ class TensorRT(Backend):
         """Return the way in which precision is told to the TensorRT meant."""
         return adapter(aim.typing if self.typing == "auto" else self.typing)
 
-    def build(self, device: Device, formats: Collection[str], shape: tuple[int, ...] = (), name: str = "") -> Build:
+    def build(
+        self, device: Device, formats: Collection[str], shape: tuple[int, ...] = (), name: str = ""
+    ) -> Build:
         """Return the engine to be built of a graph that holds `formats`.
 
         `shape` is that of the input called `name` where the graph leaves a side open, () where it does not.
@@ -204,7 +218,9 @@ class TensorRT(Backend):
         pairs = [entry.rpartition(":") for entry in self.layers]
         for name, _, precision in pairs:
             if not name or precision not in ("fp32", "fp16", "bf16", "int8"):
-                raise PlanError(f"tensorrt.layers takes NAME:fp32, fp16, bf16 or int8, not {name}:{precision}.")
+                raise PlanError(
+                    f"tensorrt.layers takes NAME:fp32, fp16, bf16 or int8, not {name}:{precision}."
+                )
         return {name: precision for name, _, precision in pairs}
 
     def apply(self, model: Model, context: Context) -> Model:

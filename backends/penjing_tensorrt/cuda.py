@@ -82,7 +82,7 @@ def _load() -> Any:
             continue
     raise StepError(
         "The CUDA runtime (libcudart) is not found.",
-        hint="On a Jetson it comes with JetPack (nvidia-jetpack); elsewhere with CUDA, or pip install nvidia-cuda-runtime-cu12.",
+        hint="On a Jetson it comes with JetPack (apt install nvidia-jetpack); elsewhere with CUDA.",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import StepError
+
 from penjing_tensorrt import failures
 from penjing_tensorrt.adapters import adapter
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+
     from penjing_tensorrt.build import Build
     from penjing_tensorrt.cuda import Cuda
 
@@ -38,7 +40,7 @@ def load() -> Any:
 def logger(trt: Any) -> Any:
     """Return a logger that keeps errors and warnings instead of printing them."""
 
-    class Kept(trt.ILogger):  # type: ignore[misc, name-defined]  # a class of the module that is loaded at run time
+    class Kept(trt.ILogger):  # type: ignore[misc]  # a class of a module loaded at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -89,7 +91,9 @@ def _configure(trt: Any, builder: Any, network: Any, build: Build, cache: Path |
     if build.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if build.hardware != "none":
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[build.hardware])
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, _HARDWARE[build.hardware]
+        )
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if build.shapes:
         profile = builder.create_optimization_profile()
@@ -105,7 +109,12 @@ def _configure(trt: Any, builder: Any, network: Any, build: Build, cache: Path |
 
 def _hold(trt: Any, network: Any, build: Build) -> None:
     """Hold single layers to a precision; StepError names one that is not there."""
-    types = {"fp32": trt.float32, "fp16": trt.float16, "int8": trt.int8, "bf16": getattr(trt, "bfloat16", None)}
+    types = {
+        "fp32": trt.float32,
+        "fp16": trt.float16,
+        "int8": trt.int8,
+        "bf16": getattr(trt, "bfloat16", None),
+    }
     layers = {network.get_layer(index).name: network.get_layer(index) for index in range(network.num_layers)}
     for name, precision in build.layers.items():
         if name not in layers:

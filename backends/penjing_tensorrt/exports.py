@@ -83,8 +83,17 @@ def _layer(entry: Any, path: Path) -> EngineLayer:
 
 def _precision(description: str) -> str:
     """Return the number format in a description such as "Thirty-two wide channel vectorized row major Int8 format"."""
-    found = re.search(r"\b(FP32|FP16|FP8|BF16|INT8|INT32|INT64|INT4|BOOL|Float|Half|Int8|Int32)\b", description, re.I)
-    names = {"fp32": "Float", "fp16": "Half", "float": "Float", "half": "Half", "int8": "Int8", "int32": "Int32"}
+    found = re.search(
+        r"\b(FP32|FP16|FP8|BF16|INT8|INT32|INT64|INT4|BOOL|Float|Half|Int8|Int32)\b", description, re.I
+    )
+    names = {
+        "fp32": "Float",
+        "fp16": "Half",
+        "float": "Float",
+        "half": "Half",
+        "int8": "Int8",
+        "int32": "Int32",
+    }
     return names.get(found[1].lower(), found[1]) if found else description[:40]
 
 

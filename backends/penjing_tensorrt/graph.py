@@ -49,10 +49,14 @@ def _formats(graph: onnx.GraphProto) -> set[str]:  # type: ignore[name-defined] 
 
     types = {tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        types |= {attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"}
+        types |= {
+            attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"
+        }
         types |= {attribute.t.data_type for attribute in node.attribute if attribute.name == "value"}
     found = {
-        known for kind in types if (known := _FORMATS.get(onnx.TensorProto.DataType.Name(kind) if kind else ""))
+        known
+        for kind in types
+        if (known := _FORMATS.get(onnx.TensorProto.DataType.Name(kind) if kind else ""))
     }
     quantised = {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in graph.node}
     if quantised and (onnx.TensorProto.INT8 in types or not found & {"fp8", "int4"}):

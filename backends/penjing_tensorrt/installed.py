@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
-
-from penjing.errors import StepError
 from penjing.doctor import parse_trtexec
+from penjing.errors import StepError
 from penjing.here import this_machine
+
 from penjing_tensorrt import trtexec
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def why_no_session(device: Device, found: Installed | None = None) -> str:
     found = found or look()
     if why := why_no_engine(device, found):
         return why
-    return "" if found.module else "only trtexec is here, not TensorRT's Python module: `penjing tune` times with it"
+    return (
+        ""
+        if found.module
+        else "only trtexec is here, not TensorRT's Python module: `penjing tune` times with it"
+    )
 
 
 def _why_another_machine(device: Device, found: Installed) -> str:
@@ -96,7 +100,9 @@ def _why_another_machine(device: Device, found: Installed) -> str:
 def same_gpu(title: str, name: str) -> bool:
     """Tell whether nvidia-smi's `name` is the GPU that a profile calls `title`."""
     wanted = _MAKER.sub("", title).split()
-    found = re.search(rf"\b{re.escape(' '.join(wanted))}(?!\w)(.*)$", " ".join(_MAKER.sub("", name).split()), re.I)
+    found = re.search(
+        rf"\b{re.escape(' '.join(wanted))}(?!\w)(.*)$", " ".join(_MAKER.sub("", name).split()), re.I
+    )
     return bool(wanted and found and not _ANOTHER.match(found[1]))
 
 
@@ -124,4 +130,3 @@ def _output(command: list[str]) -> str:
         return trtexec.run(command, Path.cwd(), timeout=20)
     except StepError:
         return ""  # it cannot be started, or does not end: this machine does not tell
-

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from penjing_tensorrt.build import Build
     from penjing_tensorrt.installed import Installed
 
-ONNX, ENGINE, TIMING, LAYERS, PROFILE = "model.onnx", "model.plan", "timing.cache", "layers.json", "profile.json"
+ONNX, ENGINE, TIMING, LAYERS, PROFILE = (
+    "model.onnx",
+    "model.plan",
+    "timing.cache",
+    "layers.json",
+    "profile.json",
+)
 #: layers that the report shows, the slowest ones
 _SHOWN = 30
 

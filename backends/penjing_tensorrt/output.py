@@ -13,10 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from penjing.errors import StepError
+
 from penjing_tensorrt import failures
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_PREFIX = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[(?P<severity>[FEWIV])\] (?:\[TRT\] )?(?P<text>.*)$")
+_PREFIX = re.compile(
+    r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[(?P<severity>[FEWIV])\] (?:\[TRT\] )?(?P<text>.*)$"
+)
 _RESULT = re.compile(
     r"^&&&& (?P<status>RUNNING|PASSED|FAILED|WAIVED) TensorRT\.trtexec \[TensorRT v(?P<version>\d+)\]"
     r"(?: \[b(?P<build>\d+)\])? # (?P<command>.*)$"
@@ -161,10 +164,13 @@ def _summary(said: Sequence[str]) -> Summary | None:
             hint="The log is cut off, or of a release that Penjing does not know.",
         )
     trace = next((found for text in said if (found := _TRACE.match(text))), None)
-    times = [statistics[field] for field in _FIELDS]
     return Summary(
         _number(str(throughput)),
-        *times,
+        latency=statistics["Latency"],
+        enqueue=statistics["Enqueue Time"],
+        h2d=statistics["H2D Latency"],
+        gpu=statistics["GPU Compute Time"],
+        d2h=statistics["D2H Latency"],
         host_seconds=_number(totals["Host Walltime"]),
         gpu_seconds=_number(totals["GPU Compute Time"]),
         queries=int(trace[1]) if trace else None,
@@ -172,12 +178,11 @@ def _summary(said: Sequence[str]) -> Summary | None:
 
 
 def _statistics(found: re.Match[str]) -> Statistics:
-    values = [_number(found[name]) for name in ("min", "max", "mean", "median")]
+    low, high, mean, median = (_number(found[name]) for name in ("min", "max", "mean", "median"))
     percentiles = {_number(p): _number(value) for p, value in _PERCENTILE.findall(found["percentiles"])}
-    low, high, *middle = values
-    if not all(low <= value <= high for value in (*middle, *percentiles.values())):
+    if not all(low <= value <= high for value in (mean, median, *percentiles.values())):
         raise MalformedError(f"{found['field']} of the summary contradicts itself: {found[0]}")
-    return Statistics(low, high, *middle, percentiles)
+    return Statistics(low, high, mean, median, percentiles)
 
 
 def _profile(said: Sequence[str]) -> Iterator[Layer]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from penjing.errors import PlanError, StepError
+
 from penjing_tensorrt.adapters import adapter
 from penjing_tensorrt.build import Build
 from penjing_tensorrt.versions import Target, since
@@ -60,7 +61,8 @@ def measure_command(
         flags += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
     elif aim.choice:
         raise PlanError(
-            f"What trtexec times by default differs among TensorRT {aim.name}.", hint="Name one major version."
+            f"What trtexec times by default differs among TensorRT {aim.name}.",
+            hint="Name one major version.",
         )
     flags += [f"--shapes={_shape(name, usual)}" for name, (_, usual, _) in build.shapes.items()]
     if build.dla_core is not None:

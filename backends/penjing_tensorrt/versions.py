@@ -6,13 +6,12 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-
 from penjing.device import builtin_profiles, find_device
 from penjing.errors import PenjingError, PlanError
 
@@ -166,5 +165,5 @@ def _short(release: str) -> str:
     return ".".join(release.split(".")[:2])
 
 
-def _major_minor(version: str) -> Sequence[int]:
-    return [int(part) for part in (version.split(".") + ["0"])[:2]]
+def _major_minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in [*version.split("."), "0"][:2])

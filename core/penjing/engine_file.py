@@ -49,7 +49,10 @@ def read_header(path: Path) -> Header:
         raise InputError(f"The engine {path} cannot be read: {error.strerror or error}.") from error
     maker = _TAGS.get(start[:4])
     if maker is None:
-        raise InputError(f"{path} is no engine of TensorRT: {_what(start)}.", hint="An engine begins with the letters ftrt.")
+        raise InputError(
+            f"{path} is no engine of TensorRT: {_what(start)}.",
+            hint="An engine begins with the letters ftrt.",
+        )
     if len(start) < _HEADER:
         raise InputError(
             f"{path} is cut off: an engine has more than {size} bytes.",
