@@ -135,7 +135,9 @@ class ExhibitRecord(TypedDict):
     marked: Annotated[Sequence[str], "of bars: the names told apart"]
     x: Annotated[str, "of lines: what runs to the right"]
     y: Annotated[str, "of lines: what runs upwards"]
-    series: Annotated[dict[str, Sequence[Sequence[float]]], "of lines: points (x, y) by the name of each line"]
+    series: Annotated[
+        dict[str, Sequence[Sequence[float]]], "of lines: points (x, y) by the name of each line"
+    ]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
 
