@@ -139,7 +139,7 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
         columns = run.make()
         report = compare(run, columns, request.command)
         model = columns["optimised"].model
-        if not (why := bundle.why_not(model, planned.backend)):
+        if not (why := bundle.why_not(model, planned.backend, planned.device)):
             bundle.write(request.folder, model, planned, report)
         else:
             progress.warn(f"No bundle is made: {why}.")
