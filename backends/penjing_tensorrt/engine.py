@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from penjing.bundle.engine import Cuda
 
     from penjing_tensorrt.build import Build
-    from penjing_tensorrt.cuda import Cuda
 
     Array = np.ndarray[Any, Any]
 
@@ -130,6 +132,17 @@ def _failed(what: str, errors: Sequence[str]) -> StepError:
     return StepError(f"TensorRT {what}: {first[:400]}", hint=failures.cure("\n".join(errors)))
 
 
+@contextmanager
+def _on_gpu() -> Iterator[None]:
+    """Turn what the CUDA runtime refuses into StepError."""
+    from penjing.bundle.runner import RunnerError
+
+    try:
+        yield
+    except RunnerError as error:
+        raise StepError(str(error), hint="`penjing doctor` tells what is here.") from error
+
+
 class Engine:
     """An engine on the GPU, which runs batches; it implements `penjing.step.Session`.
 
@@ -152,12 +165,17 @@ class Engine:
         (self._input,) = inputs
         found = [name for name in names if name not in inputs]
         self._outputs = list(outputs) if sorted(outputs) == sorted(found) else found
-        self._cuda = cuda()
-        self._stream = self._cuda.stream()
+        with _on_gpu():
+            self._cuda = cuda()
+            self._stream = self._cuda.stream()
         self._room: dict[str, tuple[int, int]] = {}
 
     def __call__(self, batch: Array) -> list[Array]:
         """Run one batch, float32 NCHW."""
+        with _on_gpu():
+            return self._run(batch)
+
+    def _run(self, batch: Array) -> list[Array]:
         import numpy as np
 
         kind = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(self._input)))
@@ -165,7 +183,7 @@ class Engine:
         if not self._context.set_input_shape(self._input, batch.shape):
             raise _failed(f"does not take a batch of shape {list(batch.shape)}", self._heard.errors[-1:])
         self._bind(self._input, batch.nbytes)
-        self._cuda.to_device(self._room[self._input][0], batch, self._stream)
+        self._cuda.upload(self._room[self._input][0], batch)
         results = [
             np.empty(
                 tuple(self._context.get_tensor_shape(name)),
@@ -177,9 +195,9 @@ class Engine:
             self._bind(name, result.nbytes)
         if not self._context.execute_async_v3(self._stream):
             raise _failed("cannot run the engine", self._heard.errors[-1:])
-        for name, result in zip(self._outputs, results, strict=True):
-            self._cuda.to_host(result, self._room[name][0], self._stream)
         self._cuda.wait(self._stream)
+        for name, result in zip(self._outputs, results, strict=True):
+            self._cuda.download(result, self._room[name][0])
         return results
 
     def _bind(self, name: str, size: int) -> None:

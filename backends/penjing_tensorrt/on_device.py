@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penjing.bundle.engine import Cuda
 from penjing.engine_file import read_header
 from penjing.errors import InputError
 from penjing.exhibit import Bars, Table
@@ -15,7 +16,6 @@ from penjing.files import write_bytes
 
 from penjing_tensorrt import engine as engines
 from penjing_tensorrt import exports, output
-from penjing_tensorrt.cuda import Cuda
 from penjing_tensorrt.trtexec import build_command, measure_command, run
 from penjing_tensorrt.versions import of_version
 
