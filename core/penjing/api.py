@@ -149,7 +149,7 @@ def compress(
         columns = run.make()
         report = compare(run, columns, request.command)
         model = columns["optimised"].model
-        if not (why := bundle.why_not(model, planned.backend)):
+        if not (why := bundle.why_not(model, planned.backend, planned.device)):
             bundle.write(request.folder, model, planned, report)
         else:
             progress.warn(f"No bundle is made: {why}.")
