@@ -23,7 +23,8 @@ def penjing_techniques() -> list[type[Technique]]:
 
 @hookimpl
 def penjing_commands(cli: click.Group) -> None:
-    """Bring `penjing lint`."""
-    from penjing_quant.lint import command
+    """Bring `penjing lint` and `penjing explain`."""
+    from penjing_quant import explain, lint
 
-    cli.add_command(command)
+    cli.add_command(lint.command)
+    cli.add_command(explain.command)

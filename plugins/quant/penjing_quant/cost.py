@@ -69,7 +69,7 @@ def products(model: onnx.ModelProto, groups: Mapping[str, Group]) -> Costs:
         channels = weight[0] if node.op_type == "Conv" else weight[-1]
         if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
             channels = weight[0]
-        return float(count) * math.prod(weight) / max(channels, 1) / 1e6
+        return float(count * math.prod(weight) / max(channels, 1) / 1e6)
 
     of = {name: sum(map(one, group.nodes)) for name, group in groups.items()}
     return Costs("million products", of, "multiplications, as the device is not here to be timed")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import onnx
-    from penjing.model import Model
-    from penjing.step import Context
+    from penjing.data import Split
+    from penjing.preprocess import Preprocess
     from penjing.task import Task
 
     Array = npt.NDArray[np.float32]
@@ -27,6 +27,8 @@ class Verdict:
     sqnr: float
     #: share of photographs with the same answer; None where the task knows no answers
     agreement: float | None = None
+    #: share of photographs answered right; None without labels
+    score: float | None = None
     #: points of the task's metric lost, and the 95 % interval; None without labels
     drop: float | None = None
     drop_interval: tuple[float, float] | None = None
@@ -60,6 +62,7 @@ class Verdict:
         return {
             "sqnr_db": round(self.sqnr, 2),
             **({"agreement": round(self.agreement, 4)} if self.agreement is not None else {}),
+            **({"score": round(self.score, 4)} if self.score is not None else {}),
             **({"drop": round(self.drop, 3)} if self.drop is not None else {}),
             **(
                 {"drop_interval": [round(end, 3) for end in self.drop_interval]} if self.drop_interval else {}
@@ -71,21 +74,26 @@ class Judge:
     """Holds photographs, and what the float network answers."""
 
     def __init__(
-        self, exact: onnx.ModelProto, given: Model, context: Context, most: int, spare: list[Array]
+        self,
+        exact: onnx.ModelProto,
+        split: Split | None,
+        preprocess: Preprocess | None,
+        task: Task | None,
+        most: int,
+        spare: list[Array] | None = None,
     ) -> None:
-        """Take `most` photographs of the select split, or `spare` ones, without labels, where it is empty."""
+        """Take `most` photographs of `split`, or `spare` ones, without labels, where it is empty."""
         import numpy as np
 
-        self.task: Task | None = context.task
-        split = context.data.select if context.data is not None else None
+        self.task = task
         self.images: list[Array] = []
         labels: list[int] = []
-        if split is not None and given.preprocess is not None:
-            for batch in split.batches(8, given.preprocess, most):
+        if split is not None and preprocess is not None:
+            for batch in split.batches(8, preprocess, most):
                 self.images += [pixels[None] for pixels in batch.inputs]
                 labels += [] if batch.labels is None else [int(label) for label in batch.labels]
-        self.where = "select" if self.images else "calibrate"
-        self.images = self.images or spare
+        self.where = split.name if split is not None and self.images else "calibrate"
+        self.images = self.images or spare or []
         self.labels = np.array(labels, np.int64) if len(labels) == len(self.images) else None
         self.names = [output.name for output in exact.graph.output]
         self.expected = self._answers(exact)
@@ -115,7 +123,10 @@ class Judge:
         lost, won = int((self.right & ~right).sum()), int((right & ~self.right).sum())
         low, high = interval.paired_drop(lost, won, n)
         return dataclasses.replace(
-            verdict, drop=100 * (lost - won) / n, drop_interval=(100 * low, 100 * high)
+            verdict,
+            score=float(right.mean()),
+            drop=100 * (lost - won) / n,
+            drop_interval=(100 * low, 100 * high),
         )
 
     def _answers(self, model: onnx.ModelProto) -> list[list[Array]]:

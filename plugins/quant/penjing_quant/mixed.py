@@ -104,7 +104,10 @@ class _Mixing:
         from penjing_quant.sensitivity import Sensitivity
 
         self.step, self.quantiser, self.best, self.context = step, quantiser, best, context
-        self.judge: Judge = Judge(quantiser.model, quantiser.given, context, step.select, quantiser.judges)
+        split = context.data.select if context.data is not None else None
+        self.judge: Judge = Judge(
+            quantiser.model, split, quantiser.given.preprocess, context.task, step.select, quantiser.judges
+        )
         excluded = quantiser.floats | quantiser.excluded
         self.sensitivity = Sensitivity(
             best.exact, best.written, best.calibration.ranges, quantiser.scheme, excluded
@@ -119,10 +122,10 @@ class _Mixing:
         quantisers = self.sensitivity.measure(self.judge.images[:PROBES], self.context.progress)
         costs = self.costs()
         found = search(
-            self.groups,
+            self.sensitivity.movable(),
             quantisers,
             costs.of,
-            lambda floats: self.judge(self.write(floats).written.model),
+            self.measure,
             self.met,
             math.floor(self.step.most * len(self.groups)),
             self.context.progress,
@@ -142,6 +145,15 @@ class _Mixing:
     def met(self, verdict: Verdict) -> bool:
         """Tell whether no more is lost than may be."""
         return verdict.within(self.bound, self.step.sqnr)
+
+    def measure(self, floats: frozenset[str]) -> Verdict | None:
+        """Return how the network does with the groups `floats` in float; None where the backend refuses that graph."""
+        from penjing_quant.verify import violations
+
+        written = self.write(floats).written
+        if floats and written.integer and violations(written.model, self.quantiser.scheme):
+            return None
+        return self.judge(written.model)
 
     def write(self, floats: frozenset[str], packed: frozenset[str] = frozenset()) -> Candidate:
         """Return the network with the groups `floats` in float, weights of the groups `packed` stored as 8 bits."""

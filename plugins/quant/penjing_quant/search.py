@@ -45,27 +45,34 @@ def search(
     groups: Mapping[str, Group],
     quantisers: Sequence[Noisy],
     costs: Mapping[str, float],
-    measure: Callable[[frozenset[str]], Verdict],
+    measure: Callable[[frozenset[str]], Verdict | None],
     met: Callable[[Verdict], bool],
     most: int,
     progress: Progress,
 ) -> Found:
     """Return the first state within the bound, or else the best one seen.
 
-    `measure` says how the network does with some groups in float; no more than `most` of them will be.
+    `measure` says how the network does with some groups in float, None where they cannot be; no more than `most`
+    of them will be.
     """
     floats: frozenset[str] = frozenset()
     verdict = measure(floats)
+    assert verdict is not None
     steps = [Step(floats, verdict, True)]
     refused: set[frozenset[str]] = set()
     possible = moves(groups, quantisers)
     progress.begin("layers back to float", STEPS)
-    while not met(verdict) and len(steps) <= STEPS:
+    for _ in range(STEPS):
+        if met(verdict):
+            break
         chosen = _choose(possible, refused, quantisers, costs, floats, most)
         if not chosen:
             break
         tried = floats.union(*chosen)
-        after = measure(tried)
+        progress.advance()
+        if (after := measure(tried)) is None:
+            refused.update(chosen)
+            continue
         # success is success, whatever the state before was
         kept = met(after) or not after.no_better_than(verdict)
         steps.append(Step(tried, after, kept))
@@ -73,9 +80,8 @@ def search(
             floats, verdict = tried, after
         else:
             refused.update(chosen)
-        progress.advance()
     progress.end()
-    best = steps[-1] if met(verdict) else min((step for step in steps), key=lambda step: step.verdict.key())
+    best = steps[-1] if met(verdict) else min(steps, key=lambda step: step.verdict.key())
     return Found(best.floats, best.verdict, met(best.verdict), tuple(steps))
 
 

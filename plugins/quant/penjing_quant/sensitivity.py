@@ -84,6 +84,17 @@ class Sensitivity:
         )  # fmt: skip
         self.groups = groups_of(exact, written.integer)
 
+    def movable(self) -> dict[str, Group]:
+        """Return the groups that may go back to float.
+
+        Where only inputs of weighted operators are quantised, an Add reads integers so that the convolution
+        before it can: it goes with that.
+        """
+        if self.scheme.placement != "inputs":
+            return self.groups
+        kinds = {node.name: node.op_type for node in self.exact.graph.node}
+        return {name: group for name, group in self.groups.items() if kinds[name] in WEIGHTED | {"Concat"}}
+
     def measure(self, photographs: Sequence[Array], progress: Progress) -> list[Noisy]:
         """Return every quantiser with its noise over `photographs`, in graph order."""
         reference = Network(self.exact)
@@ -215,5 +226,7 @@ def remaining(quantisers: Sequence[Noisy], floats: frozenset[str]) -> float:
 def moves(groups: Mapping[str, Group], quantisers: Sequence[Noisy]) -> list[frozenset[str]]:
     """Return sets of groups worth taking back to float together: each alone, and those around one activation."""
     sets = dict.fromkeys(frozenset([name]) for name in groups)
-    sets |= dict.fromkeys(one.groups for one in quantisers if 1 < len(one.groups) <= WIDE)
+    sets |= dict.fromkeys(
+        one.groups for one in quantisers if 1 < len(one.groups) <= WIDE and one.groups <= groups.keys()
+    )
     return list(sets)
