@@ -62,7 +62,7 @@ class StaticQuantisation(Technique):
         if "int8" not in device.precisions:
             raise PlanError(
                 f"{device.name} does not compute in int8, only in {', '.join(device.precisions)}.",
-                hint="Leave quant.static out of the recipe.",
+                hint=f"Leave {self.name} out of the recipe.",
             )
         self._scheme(device, backend)
 
@@ -157,7 +157,7 @@ class StaticQuantisation(Technique):
         if scheme is None:
             raise PlanError(
                 f"{backend.name} runs no quantised graphs on {device.name}.",
-                hint="Leave quant.static out of the recipe.",
+                hint=f"Leave {self.name} out of the recipe.",
             )
         if scheme.symmetric and scheme.activation.startswith("u"):
             raise PlanError(
