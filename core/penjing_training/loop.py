@@ -198,7 +198,8 @@ class _Job:
         while self.step < self.course.steps and not self._tired():
             epoch = self.step // self.course.per_epoch + 1
             self.context.progress.begin(f"epoch {epoch} of {self.options.epochs}", self.course.per_epoch)
-            self.context.progress.advance(self.step % self.course.per_epoch)
+            if done := self.step % self.course.per_epoch:
+                self.context.progress.advance(done)
             said = self._epoch(parts, clock)
             self.context.progress.end(f"{said}, {clock.left()}")
         result = self._finish()
@@ -362,7 +363,7 @@ class _Job:
         self.step, self.waited = state["step"], state["waited"]
         best = state["score"] and Score(*state["score"])
         self.best = (best, {n: t.to(self.device) for n, t in below("best", tensors).items()})
-        self.record = Record(**state["record"])
+        self.record = Record.from_dict(state["record"])
         if state["finished"]:
             self._tell()
             return {name: tensor.cpu() for name, tensor in self.best[1].items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,3 +95,16 @@ def context(make_context: Callable[..., Context]) -> Context:
 def kit() -> SimpleNamespace:
     """Return what the tests build networks and models with."""
     return SimpleNamespace(network=network, as_model=as_model, photographs=photographs, preprocess=PREPROCESS)
+
+
+@pytest.fixture(scope="session")
+def plain() -> ModuleType:
+    """Return plain.py of this folder, a plugin and a script."""
+    path = Path(__file__).with_name("plain.py")
+    specification = importlib.util.spec_from_file_location("penjing_plain", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["penjing_plain"] = module
+    specification.loader.exec_module(module)
+    return module
