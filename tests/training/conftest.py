@@ -91,7 +91,7 @@ def context(make_context: Callable[..., Context]) -> Context:
     return make_context()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """Return what the tests build networks and models with."""
     return SimpleNamespace(network=network, as_model=as_model, photographs=photographs, preprocess=PREPROCESS)
