@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from penjing.exhibit import Exhibit
     from penjing.model import Model
     from penjing.ranks import Ranks
+    from penjing.task import Task
 
 
 class Progress(Protocol):
@@ -111,6 +113,8 @@ class Context:
     scratch: Path | None = None
     #: which of the processes that train together this is
     ranks: Ranks = dataclasses.field(default_factory=lambda: _alone())
+    #: how outputs are scored; None where nobody said
+    task: Task | None = None
 
     def show(self, exhibit: Exhibit) -> None:
         """Put a picture or a table into the report."""
@@ -140,9 +144,15 @@ class Step(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: True where it changes the form only, so that the original model takes it too
     exact: ClassVar[bool] = False
+    #: True where the result depends on the user's goal, which is then part of the cache key
+    heeds_goal: ClassVar[bool] = False
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where this step, with its options, cannot serve that device. Nothing has run yet."""
+        return
+
+    def check_source(self, model: Model) -> None:
+        """Raise PlanError where this step cannot serve the model that was opened, whatever its steps before do."""
         return
 
     def explain(self, device: Device, backend: Backend) -> str:
@@ -210,6 +220,47 @@ class Backend(Step):
         """Return what this backend wants of a quantised graph on `device`; None where it runs none."""
         return None
 
+    def operators(self, device: Device) -> frozenset[str] | None:
+        """Return the standard operators that the runtime of `device` reads; None for all of the device's opset."""
+        return None
+
+    def deployment(self, model: Model, device: Device) -> Deployment | None:
+        """Return how the runner of a bundle runs `model`, as `apply` returned it; None where it cannot."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusion:
+    """A kind of layer that stays float, although the backend has an integer kernel for its operator.
+
+    `when` and `unless` are alternatives, each of comparisons that must all hold: `"in_channels < 16, groups == 1"`.
+    A layer is of this kind where one of `when` holds and none of `unless`. Compared are, by name:
+    `in_channels` (of one group), `out_channels`, `groups`, `kernel_least`, `kernel_most`, `square` (0 or 1), `first`
+    (0 or 1: nothing weighted comes before), `rows`, `depth` and `columns` (of the matrix product [rows, depth] x
+    [depth, columns] that the layer is), `reads` (the operator that it reads, transposing and the like passed over).
+    `"out_channels % 8 == 0"` compares a remainder. A number that an open dimension leaves unknown makes a
+    comparison false.
+    """
+
+    operators: tuple[str, ...]
+    when: tuple[str, ...]
+    why: str
+    #: where this is documented or was measured
+    source: str
+    unless: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """How the runner of a bundle runs a backend's model on the device: data that goes into the manifest."""
+
+    #: what runs it there, of the runner's RUNTIMES: "onnxruntime" or "tensorrt"
+    runtime: str
+    #: how an engine is built on the device: JSON that docs/bundle.md describes under `runtime.build`
+    build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: further files that the build reads, by the name they get in the bundle; `build` speaks of them by it
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
@@ -226,9 +277,14 @@ class Scheme:
     reduce_range: bool
     #: "int32": bias through DequantizeLinear; "float32": bias left as it is
     bias: str
-    #: "all": every tensor between two operators it can run on integers; "inputs": only inputs of weighted operators
+    #: "all": every tensor between two operators it can run on integers; "inputs": only inputs of weighted operators;
+    #: "every": whatever such an operator reads or puts out, though nothing between a convolution and its activation
     placement: str
     #: operators that it can run on integers
     operators: frozenset[str]
     #: where this is documented or was measured
     source: str
+    #: layers that stay float although their operator is one of these
+    exclusions: tuple[Exclusion, ...] = ()
+    #: the runtime computes in the types that the graph says, and in no other (TensorRT 11; strong typing)
+    typed: bool = False
