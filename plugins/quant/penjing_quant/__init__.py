@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
-    """Bring quant.static and quant.dynamic."""
+    """Bring quant.static, quant.qat and quant.dynamic."""
     from penjing_quant.dynamic import DynamicQuantisation
+    from penjing_quant.qat import QuantisationAwareTraining
     from penjing_quant.static import StaticQuantisation
 
-    return [StaticQuantisation, DynamicQuantisation]
+    return [StaticQuantisation, QuantisationAwareTraining, DynamicQuantisation]
 
 
 @hookimpl
