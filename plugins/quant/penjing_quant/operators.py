@@ -218,6 +218,13 @@ def _depth_to_space(inputs: Inputs, attributes: Attributes) -> Tensor:
     return x.reshape(n, c // block**2, h * block, w * block)  # type: ignore[no-any-return]  # as above
 
 
+def _space_to_depth(inputs: Inputs, attributes: Attributes) -> Tensor:
+    x, block = inputs[0], attributes["blocksize"]
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(n, c * block**2, h // block, w // block)  # type: ignore[no-any-return]  # as above
+
+
 def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
     kinds = {
         1: torch.float32,
@@ -293,7 +300,7 @@ OPERATORS: dict[str, Operator] = {
     "Pad": _pad,
     "Resize": _resize,
     "DepthToSpace": _depth_to_space,
-    "SpaceToDepth": lambda i, a: functional.pixel_unshuffle(i[0], a["blocksize"]),
+    "SpaceToDepth": _space_to_depth,
     "Shape": lambda i, a: torch.tensor(i[0].shape),
     "Cast": _cast,
     "Identity": lambda i, a: i[0],

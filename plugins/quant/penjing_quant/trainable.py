@@ -107,7 +107,8 @@ class Trainable(nn.Module):
         zero = int(self._numbers[quantise.input[2]])
         self._grids[tensor] = (zero, first, last)
         key, scale = self._key(quantise.input[1]), float(self._numbers[quantise.input[1]])
-        self.scales[key] = nn.Parameter(torch.tensor(scale), requires_grad=self._learn)
+        if self._learn:
+            self.scales[key] = nn.Parameter(torch.tensor(scale))
         self._most[key] = scale
         attributes = {"tensor": tensor, "scale": key}
         self._nodes.append(_Node(tensor, "RoundTrip", (quantise.input[0],), tuple(node.output), attributes))
@@ -195,10 +196,10 @@ class Trainable(nn.Module):
 
     def _round_trip(self, x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
         zero, first, last = self._grids[attributes["tensor"]]
-        scale = self._scale(attributes["scale"])
+        key = attributes["scale"]
         if not self._learn:
-            return torch.fake_quantize_per_tensor_affine(x.float(), float(scale), zero, first, last)
-        return _learnt(x, _slowed(scale, x.numel() / len(x), last), zero, first, last)
+            return torch.fake_quantize_per_tensor_affine(x.float(), self._most[key], zero, first, last)
+        return _learnt(x, _slowed(self._scale(key), x.numel() / len(x), last), zero, first, last)
 
     def _scale(self, key: str) -> Tensor:
         """Return an activation's scale, which may shrink and not grow: the grid stands in for a clipping."""
@@ -226,9 +227,9 @@ class Trainable(nn.Module):
             return _learnt(
                 weight, _along(_slowed(scale, count, how.high), how.axis, weight), 0, low, how.high
             )
-        if how.axis is None:
-            return torch.fake_quantize_per_tensor_affine(weight, float(scale), 0, low, how.high)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
+        if how.axis is None:
+            return torch.fake_quantize_per_tensor_affine(weight, scale, zeros, low, how.high)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, how.axis, low, how.high)
 
     # -- what was learnt
