@@ -1,7 +1,5 @@
 """Every graph that quant.static writes for TensorRT is parsed and built by TensorRT-RTX, without a GPU."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -25,7 +23,9 @@ class Net:
     def add(self, kind, *inputs, channels=None, **attributes):
         self.count += 1
         name = f"t{self.count}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self.count}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self.count}", **attributes)
+        )
         self.channels[name] = channels or self.channels.get(inputs[0])
         return name
 
@@ -122,7 +122,9 @@ def detector():
     at = net.relu(net.conv(net.add("Concat", up, fine, axis=1, channels=64), 32))
     boxes, scores = net.conv(at, 64, 1), net.add("Sigmoid", net.conv(at, 80, 1))
     shape = net.constant(np.array([1, 4, 16, 256], np.int64))
-    distances = net.add("Softmax", net.add("Transpose", net.add("Reshape", boxes, shape), perm=[0, 2, 1, 3]), axis=1)
+    distances = net.add(
+        "Softmax", net.add("Transpose", net.add("Reshape", boxes, shape), perm=[0, 2, 1, 3]), axis=1
+    )
     net.channels[distances] = 16
     weight = net.constant(np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1))
     decoded = net.add("Conv", distances, weight, channels=1)
@@ -157,7 +159,9 @@ def transposed():
     net = Net()
     at = net.relu(net.conv("x", 32))
     weight = net.random.normal(0, 0.1, (32, 32, 2, 2)).astype(np.float32)
-    return net.model(net.conv(net.relu(net.add("ConvTranspose", at, net.constant(weight), strides=[2, 2])), 16))
+    return net.model(
+        net.conv(net.relu(net.add("ConvTranspose", at, net.constant(weight), strides=[2, 2])), 16)
+    )
 
 
 NETS = [mobilenet, residual, silu, squeeze, detector, attention, transposed]
