@@ -10,13 +10,15 @@ from penjing.device import Device, builtin_profiles, find_device
 from penjing.doctor import (
     Evidence,
     Finding,
-    _output,
     examine,
     observe,
     parse_cuda,
     parse_nvidia_smi,
     parse_tegra_release,
     parse_trtexec,
+)
+from penjing.doctor import (
+    output as _output,
 )
 
 NV_TEGRA_RELEASE = """# R36 (release), REVISION: 4.4, GCID: 41062509, BOARD: generic, EABI: aarch64
@@ -70,6 +72,7 @@ HEALTHY = Evidence(
 )
 ORIN = dataclasses.replace(
     HEALTHY,
+    python="3.10.12",
     arch="aarch64",
     trtexec="/usr/src/tensorrt/bin/trtexec",
     trtexec_output=TRTEXEC_10,
