@@ -10,10 +10,27 @@ from pathlib import Path
 
 import pytest
 from penjing.device import Device, builtin_profiles, find_device
+from penjing.model import Model
+from penjing.testing import small_model
 from penjing_tensorrt import installed
 from penjing_tensorrt.installed import Installed
 
 FAKE = Path(__file__).with_name("fake_trtexec.py")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Return a small network as a file, which tests must leave as it is."""
+    return small_model(tmp_path_factory.mktemp("exported"), "onnx")
+
+
+@pytest.fixture
+def graph(exported: Model, tmp_path: Path) -> Model:
+    """Return a copy of it of the test's own."""
+    (tmp_path / "graph").mkdir()
+    path = tmp_path / "graph" / "model.onnx"
+    path.write_bytes(exported.value.read_bytes())
+    return exported.become("onnx", path)
 
 
 @pytest.fixture

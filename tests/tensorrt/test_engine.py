@@ -18,7 +18,7 @@ import pytest
 from penjing.bundle.engine import listener
 from penjing.errors import StepError
 from penjing.model import Model
-from penjing.testing import small_context, small_model
+from penjing.testing import small_context
 from penjing_tensorrt import engine, installed, on_device
 from penjing_tensorrt.backend import TensorRT
 from penjing_tensorrt.build import Build
@@ -94,11 +94,6 @@ def extend(trt: Any) -> None:
         self.names = made._names
 
     trt._New.__init__ = remember
-
-
-@pytest.fixture
-def graph(tmp_path: Path) -> Model:
-    return small_model(tmp_path, "onnx")
 
 
 def flags_of(trt: Any) -> set[str]:
