@@ -207,7 +207,8 @@ def to_half(array: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     """Return an array in float16; infinite bounds, and those beyond its end, become that end."""
     import numpy as np
 
-    return np.clip(array, -65504, 65504).astype(np.float16)
+    half: npt.NDArray[np.float16] = np.clip(array, -65504, 65504).astype(np.float16)
+    return half
 
 
 def simulate(net: ir.Model) -> None:
