@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
-    """Bring quant.static and quant.dynamic."""
+    """Bring quant.static, quant.dynamic and quant.fp16."""
     from penjing_quant.dynamic import DynamicQuantisation
+    from penjing_quant.fp16 import HalfPrecision
     from penjing_quant.static import StaticQuantisation
 
-    return [StaticQuantisation, DynamicQuantisation]
+    return [StaticQuantisation, DynamicQuantisation, HalfPrecision]
 
 
 @hookimpl
