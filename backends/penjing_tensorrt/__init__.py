@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from penjing.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    import click
     from penjing.step import Backend
 
 
@@ -16,3 +17,11 @@ def penjing_backends() -> list[type[Backend]]:
     from penjing_tensorrt.backend import TensorRT
 
     return [TensorRT]
+
+
+@hookimpl
+def penjing_commands(cli: click.Group) -> None:
+    """Add `penjing tune`."""
+    from penjing_tensorrt.tune_command import tune
+
+    cli.add_command(tune)
