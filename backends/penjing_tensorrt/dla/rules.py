@@ -35,7 +35,8 @@ def judge(node: ir.Node, target: Target) -> Verdict:
     kind, rule = _KINDS.get(node.op_type, ("not mapped", _unknown))
     if node.domain not in ("", "ai.onnx"):
         kind, rule = "not mapped", _custom
-    for name, why in (*_any_layer(node, target), *rule(node, target)):
+    objections = (_any_layer, rule) if kind != "not mapped" else (rule, _any_layer)
+    for name, why in (found for ask in objections for found in ask(node, target)):
         return Verdict(False, name, why)
     return Verdict(True, kind, f"within the limits of {_article(kind)} {kind} layer")
 
