@@ -14,7 +14,7 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
-from penjing.recipe import from_toml, override
+from penjing.recipe import from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Request:
     weights: Path | None = None
     #: a TOML file, or the table itself
     preprocess: Path | Preprocess | None = None
-    #: a TOML file of steps in place of the device's recipe
+    #: a TOML file of steps in place of the device's recipe, or the name of a built-in one
     recipe: Path | None = None
     #: "STEP.OPTION=VALUE"
     settings: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
     preprocess = request.preprocess
     if isinstance(preprocess, Path):
         preprocess = Preprocess.from_toml(preprocess)
-    recipe = from_toml(request.recipe) if request.recipe else None
+    asked = from_toml(request.recipe) if request.recipe else None
     progress.begin(f"opening {request.source}")
     try:
         model = host.open(request.source, weights=request.weights, preprocess=preprocess)
@@ -89,7 +89,8 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
             hint='Put what a script does under `if __name__ == "__main__":`.',
         ) from error
     progress.end()
-    recipe = override(recipe or host.recipe(device, model, request.goal), request.settings)
+    own = host.recipe(device, model, request.goal)
+    recipe = override(with_device(asked, own) if asked else own, request.settings)
     data = None
     if request.data is not None:
         classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None

@@ -125,7 +125,8 @@ def _asks(command: F) -> F:
         click.option("--weights", type=_PATH, metavar="FILE", help="State dict to load: .pt or .safetensors."),
         click.option("--preprocess", type=_PATH, metavar="FILE",
                      help="TOML: resize, crop, interpolation, scale, mean, std, channels."),
-        click.option("--recipe", type=_PATH, metavar="FILE", help="TOML: [[recipe]] steps in place of the device's."),
+        click.option("--recipe", type=_PATH, metavar="FILE",
+                     help="TOML of [[recipe]] steps in place of the device's, or a built-in recipe: smaller."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="Change an option of a step; may be repeated."),
         click.option("--max-drop", type=_Finite(min=0), metavar="POINTS",
@@ -253,14 +254,21 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("step", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def plugins(as_json: bool) -> None:
-    """List installed plugins, the hooks each answers, the steps it brings, and why a broken one is broken."""
+def plugins(step: str | None, as_json: bool) -> None:
+    """List plugins, the hooks each answers, why a broken one is broken, and all steps; or the options of STEP."""
     from penjing import plugin_view
     from penjing.host import Host
 
-    found = plugin_view.listing(Host())
-    click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    host = Host()
+    found = plugin_view.listing(host)
+    if step is None:
+        click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    else:
+        name = host.step(step).name
+        one = next(entry for entry in found["steps"] if entry["name"] == name)
+        click.echo(json.dumps(one, indent=1) if as_json else plugin_view.step_page(one), nl=as_json)
 
 
 @cli.command()
