@@ -158,6 +158,31 @@ class Backend(Step):
         """Return what this backend wants of a quantised graph on `device`; None where it runs none."""
         return None
 
+    def operators(self, device: Device) -> frozenset[str] | None:
+        """Return the standard operators that the runtime of `device` reads; None for all of the device's opset."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusion:
+    """A kind of layer that stays float, although the backend has an integer kernel for its operator.
+
+    `when` and `unless` are alternatives, each of comparisons that must all hold: `"in_channels < 16, groups == 1"`.
+    A layer is of this kind where one of `when` holds and none of `unless`. Compared are, by name:
+    `in_channels` (of one group), `out_channels`, `groups`, `kernel_least`, `kernel_most`, `square` (0 or 1), `first`
+    (0 or 1: nothing weighted comes before), `rows`, `depth` and `columns` (of the matrix product [rows, depth] x
+    [depth, columns] that the layer is), `reads` (the operator that it reads, transposing and the like passed over).
+    `"out_channels % 8 == 0"` compares a remainder. A number that an open dimension leaves unknown makes a
+    comparison false.
+    """
+
+    operators: tuple[str, ...]
+    when: tuple[str, ...]
+    why: str
+    #: where this is documented or was measured
+    source: str
+    unless: tuple[str, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
@@ -174,9 +199,14 @@ class Scheme:
     reduce_range: bool
     #: "int32": bias through DequantizeLinear; "float32": bias left as it is
     bias: str
-    #: "all": every tensor between two operators it can run on integers; "inputs": only inputs of weighted operators
+    #: "all": every tensor between two operators it can run on integers; "inputs": only inputs of weighted operators;
+    #: "every": whatever such an operator reads or puts out, though nothing between a convolution and its activation
     placement: str
     #: operators that it can run on integers
     operators: frozenset[str]
     #: where this is documented or was measured
     source: str
+    #: layers that stay float although their operator is one of these
+    exclusions: tuple[Exclusion, ...] = ()
+    #: the runtime computes in the types that the graph says, and in no other (TensorRT 11; strong typing)
+    typed: bool = False
