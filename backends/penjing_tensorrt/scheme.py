@@ -56,6 +56,12 @@ EXCLUSIONS = (
         source=_MODELOPT,
     ),
     Exclusion(
+        operators=("Conv",),
+        when=("rows == 1, kernel_most == 1, groups == 1",),
+        why="it multiplies a matrix by a vector, as squeeze-and-excitation does, which integers make no faster",
+        source=f"{_MODELOPT}, of Gemm and MatMul: a 1x1 convolution of one position is the same product",
+    ),
+    Exclusion(
         operators=("Gemm", "MatMul"),
         when=("depth < 16", "columns < 16"),
         why="its matrix is too narrow to fill integer tensor cores",

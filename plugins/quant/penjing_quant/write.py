@@ -102,11 +102,11 @@ class _Writer:
         ranges: Mapping[str, Range],
     ) -> None:
         """Quantise one activation for the uses given (None for all, the graph's output included)."""
-        source = value if uses is not None else self.without_clipping(value, grid)
+        clips = self.scheme.placement == "all"
+        source = self.without_clipping(value, grid) if clips else value
         self.round_trip(value, source, grid, uses)
-        before = value if uses is not None else source
-        producer = before.producer()
-        if uses is None and producer is not None and bounds(producer) is not None:
+        producer = source.producer()
+        if clips and producer is not None and bounds(producer) is not None:
             # clipping stays float: what it reads is rounded too, so that the operator before runs on integers
             inner = producer.inputs[0]
             range_ = ranges.get(inner.name or "") if inner is not None else None
