@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -158,12 +159,18 @@ class Backend(Step):
         """Return what this backend wants of a quantised graph on `device`; None where it runs none."""
         return None
 
+<<<<<<< HEAD
     def operators(self, device: Device) -> frozenset[str] | None:
         """Return the standard operators that the runtime of `device` reads; None for all of the device's opset."""
+=======
+    def deployment(self, model: Model, device: Device) -> Deployment | None:
+        """Return how the runner of a bundle runs `model`, as `apply` returned it; None where it cannot."""
+>>>>>>> board
         return None
 
 
 @dataclasses.dataclass(frozen=True)
+<<<<<<< HEAD
 class Exclusion:
     """A kind of layer that stays float, although the backend has an integer kernel for its operator.
 
@@ -182,6 +189,17 @@ class Exclusion:
     #: where this is documented or was measured
     source: str
     unless: tuple[str, ...] = ()
+=======
+class Deployment:
+    """How the runner of a bundle runs a backend's model on the device: data that goes into the manifest."""
+
+    #: what runs it there, of the runner's RUNTIMES: "onnxruntime" or "tensorrt"
+    runtime: str
+    #: how an engine is built on the device: JSON that docs/bundle.md describes under `runtime.build`
+    build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: further files that the build reads, by the name they get in the bundle; `build` speaks of them by it
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+>>>>>>> board
 
 
 @dataclasses.dataclass(frozen=True)
