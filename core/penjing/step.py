@@ -159,18 +159,16 @@ class Backend(Step):
         """Return what this backend wants of a quantised graph on `device`; None where it runs none."""
         return None
 
-<<<<<<< HEAD
     def operators(self, device: Device) -> frozenset[str] | None:
         """Return the standard operators that the runtime of `device` reads; None for all of the device's opset."""
-=======
+        return None
+
     def deployment(self, model: Model, device: Device) -> Deployment | None:
         """Return how the runner of a bundle runs `model`, as `apply` returned it; None where it cannot."""
->>>>>>> board
         return None
 
 
 @dataclasses.dataclass(frozen=True)
-<<<<<<< HEAD
 class Exclusion:
     """A kind of layer that stays float, although the backend has an integer kernel for its operator.
 
@@ -189,7 +187,9 @@ class Exclusion:
     #: where this is documented or was measured
     source: str
     unless: tuple[str, ...] = ()
-=======
+
+
+@dataclasses.dataclass(frozen=True)
 class Deployment:
     """How the runner of a bundle runs a backend's model on the device: data that goes into the manifest."""
 
@@ -199,7 +199,8 @@ class Deployment:
     build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     #: further files that the build reads, by the name they get in the bundle; `build` speaks of them by it
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
->>>>>>> board
+    #: the file that goes into the bundle as its model, where it is not the one that was measured
+    model: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
