@@ -44,8 +44,8 @@ class Adapt(Technique):
 
         if backend.name != "dla":
             raise PlanError(
-                f"The recipe ends with {backend.name}, which does not use the DLA.",
-                hint="`--set dla.core=0` ends it with the DLA." if device.dla_cores else "",
+                f"The plan ends with {backend.name}, on the GPU; "
+                + ("`--set dla.core=0` ends it on the DLA." if device.dla_cores else "its DLA cannot be used.")
             )
         dla_of(device)
 

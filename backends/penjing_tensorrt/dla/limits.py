@@ -53,31 +53,38 @@ def dla_of(device: Device, precision: Precision = "int8") -> Target:
     Raises PlanError for a board without one, naming those that have one, and for a TensorRT that cannot use it,
     naming the releases that can.
     """
-    from packaging.specifiers import SpecifierSet
-
     if not device.dla_generation:
         raise PlanError(
             f"{device.title} has no DLA.",
             hint=f"Boards that have one: {', '.join(boards())}. The `tensorrt` backend runs on the GPU.",
         )
-    wanted = device.runtime.get("tensorrt", "")
-    versions = SpecifierSet(wanted)
-    for release in reversed(limits()["release"]):
-        if device.dla_cores and release["version"] in versions and _carries(release, device.name):
-            version = tuple(int(part) for part in release["version"].split("."))
-            assert len(version) == 3
-            return Target(
-                device.dla_generation, version, precision, device.dla_cores, release.get("strongly_typed", False)
-            )
+    if (target := _usable(device, precision)) is not None:
+        return target
+    from penjing_tensorrt.versions import stacks_where
+
+    stacks = stacks_where(device, lambda _, other: _usable(other, precision) is not None)
     having = "; ".join(
-        f"TensorRT {release['tensorrt']} (JetPack {release['jetpack']})"
+        f"{release['tensorrt']} (JetPack {release['jetpack']})"
         for release in limits()["release"]
         if _carries(release, device.name)
     )
     raise PlanError(
-        f"{device}: TensorRT {wanted} cannot use the DLA of {device.title}.",
-        hint=f"On this board it can be used by {having}. {_other_stacks(device)}".strip(),
+        f"{device}: TensorRT {device.runtime.get('tensorrt', '')} cannot use the DLA of {device.title}.",
+        hint=f"TensorRT {having} can. {stacks}".strip(),
     )
+
+
+def _usable(device: Device, precision: Precision) -> Target | None:
+    """Return the DLA that the TensorRT of a device can use; None where it cannot."""
+    from packaging.specifiers import SpecifierSet
+
+    versions = SpecifierSet(device.runtime.get("tensorrt", ""))
+    for release in reversed(limits()["release"]):
+        if device.dla_cores and release["version"] in versions and _carries(release, device.name):
+            major, minor, patch = (int(part) for part in release["version"].split("."))
+            typed = release.get("strongly_typed", False)
+            return Target(device.dla_generation, (major, minor, patch), precision, device.dla_cores, typed)
+    return None
 
 
 def boards() -> tuple[str, ...]:
@@ -88,8 +95,3 @@ def boards() -> tuple[str, ...]:
 def _carries(release: Mapping[str, Any], board: str) -> bool:
     # a profile of the user's own, for a board that is not known here, is taken at its word
     return board in release["boards"] or board not in boards()
-
-
-def _other_stacks(device: Device) -> str:
-    others = [stack for stack in device.stacks if stack != device.stack]
-    return f"Other stacks of the profile: {', '.join(f'{device.name}@{stack}' for stack in others)}." if others else ""

@@ -158,8 +158,6 @@ def _notes(target: Target, loadables: int, open_batch: bool, batch: int | None) 
             if batch is None
             else f"The batch is open; it is taken as {batch}, and must be fixed to build: the DLA takes one size."
         )
-    if target.generation == 2 and target.precision == "fp16":
-        notes.append("The DLA of Orin is made for INT8: its FP16 convolutions may be slower than Xavier's.")
     return notes
 
 

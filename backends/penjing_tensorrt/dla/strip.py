@@ -184,6 +184,7 @@ def _remove(graph: ir.Graph) -> None:
         if node.op_type == "DequantizeLinear":
             output = node.outputs[0]
             _replace(graph, output, _source(graph, node))
+            graph.remove(node, safe=True)
     left = [node for node in graph if node.op_type in QUANTISERS and node.outputs[0].uses()]
     if left:
         raise StepError(
