@@ -191,7 +191,7 @@ def _apply(net: ir.Model, target: Target, name: str) -> int:
 
 def _rewrites() -> dict[str, tuple[Collection[str], Rewrite, bool]]:
     """Return each rewrite: the operators it takes, and whether it takes only those that the DLA does not."""
-    from penjing_tensorrt.dla import flatten, rewrites
+    from penjing_tensorrt.dla import flatten, moves, rewrites
 
     return {
         "normalisation folded": (("BatchNormalization",), rewrites.normalisation, False),
@@ -205,6 +205,7 @@ def _rewrites() -> dict[str, tuple[Collection[str], Rewrite, bool]]:
             False,
         ),
         "views removed": (flatten.VIEWS, flatten.view, False),
+        "convolution for moved values": (moves.MOVES, moves.moved, False),
         "clip for hard sigmoid": (("HardSigmoid", "HardSwish"), rewrites.hard_sigmoid, True),
         "sigmoid and product for swish": (("Swish",), rewrites.swish, True),
         "product for division": (("Div", "Neg", "Pow"), rewrites.arithmetic, True),

@@ -252,7 +252,7 @@ def resize(node: ir.Node, target: Target) -> bool:
 
 
 def pad(node: ir.Node, target: Target) -> bool:
-    """Move a padding of zeros into the convolutions, or the poolings after a ReLU, that alone read it."""
+    """Move a padding of zeros into the convolutions and poolings that alone read it."""
     data, output = node.inputs[0], node.outputs[0]
     amounts = constant(argument(node, 1))
     fill = constant(argument(node, 2))
@@ -264,10 +264,9 @@ def pad(node: ir.Node, target: Target) -> bool:
     before, after = amounts.reshape(2, 4).tolist()
     if any(n < 0 for n in (*before, *after)) or any((*before[:2], *after[:2])) or output.is_graph_output():
         return False
-    users = [use.node for use in output.uses()]
-    if not users or not all(_takes_padding(user, data, output) for user in users):
+    users, added = [use.node for use in output.uses()], (*before[2:], *after[2:])
+    if not users or not all(_takes_padding(user, data, output, added) for user in users):
         return False
-    added = (*before[2:], *after[2:])
     for user in users:
         _set_pads(user, added)
         user.replace_input_with(0, data)
@@ -282,16 +281,22 @@ def np_any(array: np.ndarray[Any, Any]) -> bool:
     return bool((array != 0).any())
 
 
-def _takes_padding(user: ir.Node, data: ir.Value, padded: ir.Value) -> bool:
+def _takes_padding(user: ir.Node, data: ir.Value, padded: ir.Value, added: Sequence[int]) -> bool:
+    """Return whether a node that reads zeros around `data` can make them itself."""
     if user.inputs[0] is not padded or any(value is padded for value in list(user.inputs)[1:]):
         return False
     if attribute(user, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
-    if user.op_type == "MaxPool":
+    if user.op_type == "Conv":
+        return True
+    kernel = tuple(attribute(user, "kernel_shape", ()))
+    bare = not any(attribute(user, "pads", ())) and not attribute(user, "ceil_mode", 0)
+    if not bare or len(kernel) != 2 or any(pad >= kernel[i % 2] for i, pad in enumerate(added)):
+        return False
+    if user.op_type == "MaxPool":  # which pads with less than anything: the same where nothing is below 0
         producer = data.producer()
-        positive = producer is not None and producer.op_type in ("Relu", "Sigmoid")
-        return positive and not any(attribute(user, "pads", ())) and not attribute(user, "ceil_mode", 0)
-    return user.op_type == "Conv"
+        return producer is not None and producer.op_type in ("Relu", "Sigmoid")
+    return user.op_type == "AveragePool"
 
 
 def _set_pads(user: ir.Node, added: Sequence[int]) -> None:
@@ -300,6 +305,8 @@ def _set_pads(user: ir.Node, added: Sequence[int]) -> None:
     had = attribute(user, "pads", (0, 0, 0, 0))
     user.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(had, added, strict=True)])
     user.attributes.pop("auto_pad", None)
+    if user.op_type == "AveragePool":
+        user.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
 
 
 def normalisation(node: ir.Node, target: Target) -> bool:
