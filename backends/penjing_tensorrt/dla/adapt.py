@@ -36,7 +36,9 @@ class Adapt(Technique):
     accepts = frozenset({"onnx"})
     produces = "onnx"
 
-    batch: int = option(1, "Images in a batch, where the network leaves that open: the DLA takes one size.", between=(1, 4096))
+    batch: int = option(
+        1, "Images in a batch, where the network leaves that open: the DLA takes one size.", between=(1, 4096)
+    )
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where the plan does not end on a DLA, or the device has none."""
@@ -45,7 +47,11 @@ class Adapt(Technique):
         if backend.name != "dla":
             raise PlanError(
                 f"The plan ends with {backend.name}, on the GPU; "
-                + ("`--set dla.core=0` ends it on the DLA." if device.dla_cores else "its DLA cannot be used.")
+                + (
+                    "`--set dla.core=0` ends it on the DLA."
+                    if device.dla_cores
+                    else "its DLA cannot be used."
+                )
             )
         dla_of(device)
 
@@ -65,7 +71,10 @@ class Adapt(Technique):
             target: Any = dataclasses.asdict(dla_of(device))
         except PlanError:
             target = None
-        return {"dla": target, **{name: version(name) for name in ("onnx", "onnx-ir", "onnxscript", "onnxruntime")}}
+        return {
+            "dla": target,
+            **{name: version(name) for name in ("onnx", "onnx-ir", "onnxscript", "onnxruntime")},
+        }
 
     def naive(self) -> Self | None:
         """Return None: the direct column shows the network as it comes."""
@@ -83,12 +92,16 @@ class Adapt(Technique):
         target = dla_of(context.device) if context.device.dla_generation else Target(2)
         given = load(model.value)
         if is_quantised(given):
-            context.warn("dla.adapt comes before quantisation; this graph is quantised already and stays as it is.")
+            context.warn(
+                "dla.adapt comes before quantisation; this graph is quantised already and stays as it is."
+            )
             return model
         before, frozen = prepare(given, self.batch)
         if frozen:
             context.warn(f"The network's open batch is fixed to {self.batch}: the DLA builds for one size.")
-        after, done, dropped, agreement = adapted(before, target, agree_with=lambda a, b: agree(a, b, context.seed))
+        after, done, dropped, agreement = adapted(
+            before, target, agree_with=lambda a, b: agree(a, b, context.seed)
+        )
         for name in dropped:
             context.warn(f"dla.adapt left out the rewrite {name!r}: outputs would have changed.")
         data = after.SerializeToString(deterministic=True)
@@ -100,7 +113,9 @@ class Adapt(Technique):
         )
         show(context, last, first)
         inputs, outputs = tensors(after)
-        return model.become("onnx", path, fingerprint=digest(data), inputs=_keep(model.inputs, inputs), outputs=outputs)
+        return model.become(
+            "onnx", path, fingerprint=digest(data), inputs=_keep(model.inputs, inputs), outputs=outputs
+        )
 
 
 def _keep(given: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -196,7 +211,11 @@ def _rewrites() -> dict[str, tuple[Collection[str], Rewrite, bool]]:
     return {
         "normalisation folded": (("BatchNormalization",), rewrites.normalisation, False),
         "padding moved into its readers": (("Pad",), rewrites.pad, True),
-        "average in small windows": (("GlobalAveragePool", "ReduceMean", "AveragePool"), rewrites.average, True),
+        "average in small windows": (
+            ("GlobalAveragePool", "ReduceMean", "AveragePool"),
+            rewrites.average,
+            True,
+        ),
         "maximum in small windows": (("MaxPool", "GlobalMaxPool", "ReduceMax"), rewrites.maximum, True),
         "matrix as convolution": (("Gemm", "MatMul"), flatten.matrix, False),
         "view moved to the end": (

@@ -42,10 +42,16 @@ class Dla(Backend):
     exact = True
 
     core: int = option(0, "Core of the DLA to build for.", between=(0, 15))
-    gpu_fallback: bool = option(True, "Let the GPU run layers that the DLA cannot; without it they are an error.")
+    gpu_fallback: bool = option(
+        True, "Let the GPU run layers that the DLA cannot; without it they are an error."
+    )
     sram: int = option(1, "Memory on the chip for one loadable, in MiB: a power of two.", between=(1, 64))
-    local_dram: int = option(1024, "Memory of a loadable for its tensors, in MiB: a power of two.", between=(1, 65536))
-    global_dram: int = option(512, "Memory of a loadable for its weights, in MiB: a power of two.", between=(1, 65536))
+    local_dram: int = option(
+        1024, "Memory of a loadable for its tensors, in MiB: a power of two.", between=(1, 65536)
+    )
+    global_dram: int = option(
+        512, "Memory of a loadable for its weights, in MiB: a power of two.", between=(1, 65536)
+    )
     workspace: float = option(0.25, "Share of the device's memory for layers on the GPU.", between=(0.01, 1))
 
     def check(self, device: Device, backend: Backend) -> None:
@@ -134,9 +140,15 @@ class Dla(Backend):
         scales = stripped.scales if stripped else {}
         placement = place(stripped.plain if stripped else graph, target, batch=None, scales=set(scales))
         if target.strongly_typed and not stripped and not _is_half(graph):
-            context.warn("The graph computes in FP32, and TensorRT 11 keeps to it: the DLA runs INT8 and FP16 alone.")
+            context.warn(
+                "The graph computes in FP32, and TensorRT 11 keeps to it: the DLA runs INT8 and FP16 alone."
+            )
         self._check_fallback(placement, bool(stripped), context)
-        floats = {layer.name: "fp16" for layer in placement.layers if layer.precision == "fp16"} if stripped else {}
+        floats = (
+            {layer.name: "fp16" for layer in placement.layers if layer.precision == "fp16"}
+            if stripped
+            else {}
+        )
         build = self.build(context.device, target, target.precision, floats)
         context.details.update(_details(placement, build, target, scales))
         show(context, placement)
@@ -159,7 +171,7 @@ class Dla(Backend):
         context.warn(message)
 
     def open(self, model: Model, device: Device) -> Session:
-        """Load the engine where it can run here, else simulate: Q/DQ computed in floats, each layer in the graph's type."""
+        """Load the engine where it can run here, else simulate it, Q/DQ computed in floats."""
         if self.available(device):
             from penjing_tensorrt.simulate import Session as Simulation
 

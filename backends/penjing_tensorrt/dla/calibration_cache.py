@@ -39,12 +39,18 @@ class Cache:
             raise InputError(f"TensorRT has no calibrator {self.algorithm!r}.", hint=", ".join(ALGORITHMS))
         major, minor, patch = self.version
         if not (1 <= major <= 99 and 0 <= minor <= (99 if major >= 10 else 9) and 0 <= patch <= 99):
-            raise InputError(f"{'.'.join(map(str, self.version))} is no release of TensorRT with calibration caches.")
+            raise InputError(
+                f"{'.'.join(map(str, self.version))} is no release of TensorRT with calibration caches."
+            )
         for name, scale in self.scales.items():
             if not name or not name.isascii() or not name.isprintable() or name != name.strip():
-                raise InputError(f"The tensor name {name!r} cannot stand in a calibration cache: it is no plain ASCII.")
+                raise InputError(
+                    f"The tensor name {name!r} cannot stand in a calibration cache: it is no plain ASCII."
+                )
             if not (math.isfinite(scale) and scale > 0) or _bits(scale) in ("00000000", "7f800000"):
-                raise InputError(f"The scale of {name} is {scale}; a scale is positive, finite, and fits float32.")
+                raise InputError(
+                    f"The scale of {name} is {scale}; a scale is positive, finite, and fits float32."
+                )
 
     def write(self) -> str:
         """Return the text of the file."""

@@ -19,18 +19,40 @@ def add(cli: click.Group) -> None:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("--device", default="jetson-agx-orin", show_default=True, metavar="NAME",
-              help="Device profile of a board with a DLA: NAME, NAME@STACK, or a TOML file.")
-@click.option("--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True,
-              help="What the layers of a float network would run in; of a quantised one, its ranges tell.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, metavar="N",
-              help="Images in a batch, where the file leaves that open.")
+@click.option(
+    "--device",
+    default="jetson-agx-orin",
+    show_default=True,
+    metavar="NAME",
+    help="Device profile of a board with a DLA: NAME, NAME@STACK, or a TOML file.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp16"]),
+    default="int8",
+    show_default=True,
+    help="What the layers of a float network would run in; of a quantised one, its ranges tell.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Images in a batch, where the file leaves that open.",
+)
 @click.option("--adapt", is_flag=True, help="Rewrite the network as the step dla.adapt does, and compare.")
 @click.option("--all", "everything", is_flag=True, help="List the layers on the DLA too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def dla(
-    model: Path, device: str, precision: Literal["int8", "fp16"], batch: int, adapt: bool, everything: bool, as_json: bool
-) -> None:  # fmt: skip
+    model: Path,
+    device: str,
+    precision: Literal["int8", "fp16"],
+    batch: int,
+    adapt: bool,
+    everything: bool,
+    as_json: bool,
+) -> None:
     """Predict which layers of MODEL.onnx run on the DLA of a Jetson, and why others do not.
 
     Exits with 0 where the network could be placed, wherever its layers run; with 3 where the board has no DLA or its
@@ -51,7 +73,8 @@ def dla(
         stripped = strip(graph)
         graph, scales = stripped.plain, set(stripped.scales)
         target = dataclasses.replace(target, precision="int8")
-    placement, before, rewrites = place(graph, target, batch=batch, scales=scales), None, {}
+    placement, before = place(graph, target, batch=batch, scales=scales), None
+    rewrites: dict[str, int] = {}
     if adapt:
         from penjing_tensorrt.dla.adapt import adapted
         from penjing_tensorrt.dla.graph import prepare
@@ -65,7 +88,9 @@ def dla(
         _print(placement, before, rewrites, everything)
 
 
-def _print(placement: Placement, before: Placement | None, rewrites: dict[str, int], everything: bool) -> None:
+def _print(
+    placement: Placement, before: Placement | None, rewrites: dict[str, int], everything: bool
+) -> None:
     if before is not None:
         click.echo(f"As it is: {before.summary}")
         for name, count in rewrites.items():

@@ -32,7 +32,8 @@ class Chain:
         node = ir.node(kind, inputs, attributes, name=f"{self.old.name}_{kind.lower()}{number}")
         output = node.outputs[0]
         output.name = f"{self.old.outputs[0].name}_{kind.lower()}{number}"
-        output.dtype = self.old.outputs[0].dtype
+        if (dtype := self.old.outputs[0].dtype) is not None:
+            output.dtype = dtype
         self.nodes.append(node)
         return output
 
@@ -67,7 +68,7 @@ def _graph_type() -> type[ir.Graph]:
 
 
 def bypass(node: ir.Node, value: ir.Value) -> bool:
-    """Let readers of a node's output read `value`, equal to it, and remove the node; False for an output of the graph."""
+    """Let readers of a node's output read `value`, equal to it, and remove the node; False where the graph puts it out."""
     output = node.outputs[0]
     if output.is_graph_output():
         return False

@@ -1,4 +1,4 @@
-"""Rewrites of a network's head: matrices become convolutions, and what takes away height and width moves behind them."""
+"""Rewrites of a network's head: matrices become convolutions, and flattening moves behind them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BINARY = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def matrix(node: ir.Node, target: Target) -> bool:
-    """Turn Gemm or MatMul by a constant into a convolution: of 1×1, or of height and width where these were flattened."""
+    """Turn Gemm or MatMul by a constant into a convolution of 1×1, or of the height and width that were flattened."""
     import numpy as np
 
     data, weight = node.inputs[0], constant(argument(node, 1))
@@ -82,7 +82,9 @@ def sink(node: ir.Node, target: Target) -> bool:
     elif node.op_type in ("Softmax", "LogSoftmax") and int(attributes.get("axis", -1)) % 2 == 1:
         inputs, attributes = full[:1], {"axis": 1}
     elif node.op_type in BINARY:
-        inputs = [f if f is not None else _widened(chain, value) for f, value in zip(full, node.inputs, strict=True)]
+        inputs = [
+            f if f is not None else _widened(chain, value) for f, value in zip(full, node.inputs, strict=True)
+        ]
     else:
         return False
     if any(value is None for value in inputs[: 2 if node.op_type in BINARY else 1]):
@@ -90,7 +92,11 @@ def sink(node: ir.Node, target: Target) -> bool:
     chain.reshape(chain.add(node.op_type, inputs, attributes), size)
     chain.commit()
     for before in views:
-        if before.graph is not None and not before.outputs[0].uses() and not before.outputs[0].is_graph_output():
+        if (
+            before.graph is not None
+            and not before.outputs[0].uses()
+            and not before.outputs[0].is_graph_output()
+        ):
             before.graph.remove(before, safe=True)
     return True
 

@@ -132,7 +132,7 @@ def shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return a shape whose dimensions are all known; None for any other."""
     if value is None or value.shape is None or not value.shape.is_static():
         return None
-    return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]  # static: no symbols
+    return tuple(size for size in value.shape if isinstance(size, int))
 
 
 def activations(node: ir.Node) -> list[ir.Value]:
@@ -173,7 +173,7 @@ def window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
         pads = (0, 0, 0, 0)
     if (len(strides), len(dilations), len(pads)) != (2, 2, 4):
         return None
-    return Window(kernel, strides, dilations, pads)  # type: ignore[arg-type]  # lengths are checked above
+    return Window(kernel, strides, dilations, pads)
 
 
 def _same_pads(

@@ -38,7 +38,9 @@ class Target:
     @property
     def title(self) -> str:
         """Return what it is called: DLA 1.0 or DLA 2.0, with the version of TensorRT."""
-        return f"DLA {self.generation}.0, TensorRT {'.'.join(map(str, self.version))}, {self.precision.upper()}"
+        return (
+            f"DLA {self.generation}.0, TensorRT {'.'.join(map(str, self.version))}, {self.precision.upper()}"
+        )
 
     @property
     def most_loadables(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 _LAYER = re.compile(r"\[(Dla|Gpu)Layer\] (.+?)\s*$", re.MULTILINE)
 _FALLBACK = re.compile(
     r"(?:layer |Layer ')(?P<name>[^']+?)'?(?: \([A-Z_]+\))?"
-    r"(?: is not supported on DLA, falling back to GPU|: Unsupported on DLA\. Switching this layer's device type to GPU)"
+    r"(?: is not supported on DLA, falling back to GPU"
+    r"|: Unsupported on DLA\. Switching this layer's device type to GPU)"
 )
 
 

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
 #: operators that move values of their first input, and compute nothing
 MOVES = frozenset(
-    {"Reshape", "Transpose", "Gather", "Slice", "Squeeze", "Unsqueeze", "Flatten", "DepthToSpace", "SpaceToDepth"}
+    {
+        "Reshape",
+        "Transpose",
+        "Gather",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
 )
 #: elements and strides that are tried, at most
 LARGEST, STRIDES = 2**24, (2, 3, 4)
@@ -72,7 +82,12 @@ def _positions(chain: list[ir.Node], before: tuple[int, ...]) -> Array | None:
 
     if math.prod(before) > LARGEST:
         return None
-    names = {value.name: value for each in chain for value in each.inputs if value is not None and value.const_value}
+    names = {
+        value.name: value
+        for each in chain
+        for value in each.inputs
+        if value is not None and value.const_value
+    }
     made = [
         onnx.numpy_helper.from_array(value.const_value.numpy(), name)
         for name, value in names.items()
@@ -95,9 +110,11 @@ def _positions(chain: list[ir.Node], before: tuple[int, ...]) -> Array | None:
     # float32 counts to LARGEST exactly
     counted = np.arange(math.prod(before), dtype=np.float32).reshape(before)
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         result: Array = session.run(None, {first.name or "": counted})[0]
-    except Exception:  # noqa: BLE001 - onnxruntime's errors share no public base; what it cannot run stays as it is
+    except Exception:  # onnxruntime's errors share no public base; what it cannot run stays as it is
         return None
     return result[:1].astype(np.int64)
 

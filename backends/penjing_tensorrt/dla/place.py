@@ -183,7 +183,9 @@ def _pieces(nodes: list[ir.Node], verdicts: Mapping[ir.Node, Verdict]) -> dict[i
     for node in nodes:
         before = [p for value in node.inputs if value is not None and (p := value.producer()) in verdicts]
         here = verdicts[node].dla
-        changes[node] = max((changes[p] + (verdicts[p].dla != here) for p in before if p), default=0 if here else 1)
+        changes[node] = max(
+            (changes[p] + (verdicts[p].dla != here) for p in before if p), default=0 if here else 1
+        )
         parent[node] = node
         for p in before:
             if p is not None and here and verdicts[p].dla and changes[p] == changes[node]:

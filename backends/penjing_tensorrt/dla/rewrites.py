@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+#: window, strides and pads of one pooling
+Stage = tuple[Sequence[int], Sequence[int], Sequence[int]]
 Rewrite = Callable[["ir.Node", Target], bool]
 
 
@@ -96,7 +98,10 @@ def _by_convolution(chain: Chain, data: ir.Value, channels: int, sides: Sequence
 
     if max(sides) > limits()["convolution"]["kernel"][1] or channels > limits()["convolution"]["groups"][1]:
         return None
-    if any(side > limits()["convolution"]["stride"][1] for side in sides) and tuple(sides) != (shape(data) or ())[2:]:
+    if (
+        any(side > limits()["convolution"]["stride"][1] for side in sides)
+        and tuple(sides) != (shape(data) or ())[2:]
+    ):
         return None
     weight = np.full((channels, 1, *sides), 1 / math.prod(sides), np.float32)
     strides = [1, 1] if tuple(sides) == (shape(data) or ())[2:] else list(sides)
@@ -119,7 +124,9 @@ def maximum(node: ir.Node, target: Target) -> bool:
     else:
         return False
     if not any(pads) and (kernel == strides or kernel == tuple(size[2:])) and (stages := _stages(kernel)):
-        steps = [(stage, stage, (0, 0, 0, 0)) for stage in stages]  # side by side: each stage shrinks the next
+        steps: list[Stage] = [
+            (stage, stage, (0, 0, 0, 0)) for stage in stages
+        ]  # side by side: each stage shrinks the next
     elif max(kernel) <= limits()["convolution"]["kernel"][1] * 2:
         steps = _sliding(kernel, strides, pads)
     else:
@@ -135,7 +142,7 @@ def maximum(node: ir.Node, target: Target) -> bool:
 
 def _sliding(
     kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]
-) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+) -> list[Stage]:
     """Return (window, strides, pads) of each stage: a window of K is one of k after one of K - k + 1.
 
     Padding is shared out so that each stage pads less than its window, else its border would hold nothing.
@@ -216,7 +223,9 @@ def arithmetic(node: ir.Node, target: Target) -> bool:
         return False
     chain = Chain(node)
     if node.op_type == "Div" and other is not None and np.all(other != 0):
-        chain.add("Mul", [data, chain.constant("reciprocal", (1 / other.astype(np.float64)).astype(other.dtype))])
+        chain.add(
+            "Mul", [data, chain.constant("reciprocal", (1 / other.astype(np.float64)).astype(other.dtype))]
+        )
     elif node.op_type == "Neg":
         dtype = data.dtype.numpy() if data.dtype is not None else np.float32
         chain.add("Mul", [data, chain.constant("minus", np.array(-1, dtype))])
@@ -233,7 +242,12 @@ def resize(node: ir.Node, target: Target) -> bool:
     import numpy as np
 
     data, sizes = shape(node.inputs[0]), shape(node.outputs[0])
-    if data is None or sizes is None or len(data) != 4 or any(b % a for a, b in zip(data, sizes, strict=True)):
+    if (
+        data is None
+        or sizes is None
+        or len(data) != 4
+        or any(b % a for a, b in zip(data, sizes, strict=True))
+    ):
         return False
     where = attribute(node, "coordinate_transformation_mode", "half_pixel")
     # they differ only where a side of the result is 1
@@ -241,8 +255,14 @@ def resize(node: ir.Node, target: Target) -> bool:
     if constant(argument(node, 2)) is not None and same == where:
         return False
     chain = Chain(node)
-    scales = chain.constant("scales", np.array([b // a for a, b in zip(data, sizes, strict=True)], np.float32))
-    kept = {name: a.value for name, a in node.attributes.items() if name in ("mode", "nearest_mode", "cubic_coeff_a")}
+    scales = chain.constant(
+        "scales", np.array([b // a for a, b in zip(data, sizes, strict=True)], np.float32)
+    )
+    kept = {
+        name: a.value
+        for name, a in node.attributes.items()
+        if name in ("mode", "nearest_mode", "cubic_coeff_a")
+    }
     chain.add("Resize", [node.inputs[0], None, scales], kept | {"coordinate_transformation_mode": same})
     chain.commit()
     return True

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 #: operators whose output holds values of their input, or means of these: one range for both
 SAME_RANGE = frozenset(
-    {"MaxPool", "AveragePool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Resize"}
+    {
+        "MaxPool",
+        "AveragePool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Resize",
+    }
 )
 #: operators whose inputs share one range
 SUMS = frozenset({"Add", "Sub", "Sum", "Max", "Min"})
@@ -94,7 +105,9 @@ def _equalised(graph: ir.Graph) -> dict[ir.Value, float]:
     for value, quantisers in pairs.items():
         for quantiser in quantisers:
             _rescale(graph, quantiser, widest[groups.root(value)])
-    return {value: widest[groups.root(value)] for value in groups.members(pairs) if groups.root(value) in widest}
+    return {
+        value: widest[groups.root(value)] for value in groups.members(pairs) if groups.root(value) in widest
+    }
 
 
 def _pairs(graph: ir.Graph) -> Iterator[tuple[ir.Value, list[ir.Node]]]:
@@ -123,9 +136,13 @@ def _scale(quantiser: ir.Node) -> float:
     scale, zero = constant(argument(quantiser, 1)), constant(argument(quantiser, 2))
     name = quantiser.inputs[0].name if quantiser.inputs[0] is not None else ""
     if scale is None or scale.size != 1:
-        raise StepError(f"{name} has a scale for each channel; a calibration cache knows one for a tensor.", hint=_HINT)
+        raise StepError(
+            f"{name} has a scale for each channel; a calibration cache knows one for a tensor.", hint=_HINT
+        )
     if zero is None or zero.any() or zero.dtype != "int8":  # without a zero point it is uint8
-        raise StepError(f"{name} is not quantised to int8 with zero point 0, as the DLA needs it.", hint=_HINT)
+        raise StepError(
+            f"{name} is not quantised to int8 with zero point 0, as the DLA needs it.", hint=_HINT
+        )
     return float(scale.reshape(-1)[0])
 
 
@@ -203,7 +220,8 @@ def _source(graph: ir.Graph, node: ir.Node) -> ir.Value:
     quantiser = value.producer()
     if quantiser is None or quantiser.op_type != "QuantizeLinear" or quantiser.inputs[0] is None:
         raise StepError(
-            f"Integers flow between operators at {value.name}; the DLA wants Q and DQ side by side.", hint=_HINT
+            f"Integers flow between operators at {value.name}; the DLA wants Q and DQ side by side.",
+            hint=_HINT,
         )
     return quantiser.inputs[0]
 
@@ -214,12 +232,18 @@ def _dequantised(node: ir.Node, codes: np.ndarray[Any, Any]) -> np.ndarray[Any, 
 
     scale, zero = constant(argument(node, 1)), constant(argument(node, 2))
     if scale is None or attribute(node, "block_size", 0):
-        raise StepError(f"The weight {node.outputs[0].name} has computed scales, or blocks of them.", hint=_HINT)
+        raise StepError(
+            f"The weight {node.outputs[0].name} has computed scales, or blocks of them.", hint=_HINT
+        )
     sides = [1] * codes.ndim
     if scale.size > 1:
         sides[int(attribute(node, "axis", 1)) % codes.ndim] = scale.size
-    offset = 0 if zero is None else zero.astype(np.int64).reshape(sides if zero.size > 1 else [1] * codes.ndim)
-    result: np.ndarray[Any, Any] = ((codes.astype(np.int64) - offset) * scale.reshape(sides)).astype(scale.dtype)
+    offset = (
+        0 if zero is None else zero.astype(np.int64).reshape(sides if zero.size > 1 else [1] * codes.ndim)
+    )
+    result: np.ndarray[Any, Any] = ((codes.astype(np.int64) - offset) * scale.reshape(sides)).astype(
+        scale.dtype
+    )
     return result
 
 
@@ -243,16 +267,18 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 
 
 def _free(graph: ir.Graph, name: str) -> str:
-    return f"{name.removesuffix('_dq')}_float" if name in graph.initializers else f"{name.removesuffix('_dq')}"
+    return (
+        f"{name.removesuffix('_dq')}_float" if name in graph.initializers else f"{name.removesuffix('_dq')}"
+    )
 
 
 def _name(graph: ir.Graph) -> None:
     """Give nodes and tensors names that trtexec's lists and a calibration cache can hold."""
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
-    for value in fixed:
-        if not (value or "").isascii():
+    for name in fixed:
+        if not (name or "").isascii():
             raise StepError(
-                f"The network calls an input or output {value!r}; a calibration cache holds ASCII.",
+                f"The network calls an input or output {name!r}; a calibration cache holds ASCII.",
                 hint="Rename it in the ONNX file.",
             )
     taken = {value.name for node in graph for value in node.outputs} | fixed | set(graph.initializers)

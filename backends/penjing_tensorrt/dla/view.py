@@ -60,5 +60,9 @@ def _segments(placement: Placement) -> Iterator[tuple[str, str, int]]:
 
 def row(layer: Layer) -> tuple[str, ...]:
     """Return a layer as cells of a table."""
-    where = layer.device if layer.loadable is None else f"{layer.device}, loadable {layer.loadable}, {layer.precision}"
+    where = (
+        layer.device
+        if layer.loadable is None
+        else f"{layer.device}, loadable {layer.loadable}, {layer.precision}"
+    )
     return (layer.name, layer.op, "×".join(map(str, layer.shape)) or "?", where, layer.rule, layer.why)

@@ -185,7 +185,15 @@ def _lanes(exhibit: ExhibitRecord) -> Markup:
         name = f"{words.visible(part['lane'])}: {words.visible(part['name'])} ({_shown(part['width'])})"
         kind = f"lane c{lanes.index(part['lane']) % 4}"
         lines.append(
-            tag("rect", tag("title", name), x=f"{at:.3f}%", y=top, width=f"{width:.3f}%", height=LANE, class_=kind)
+            tag(
+                "rect",
+                tag("title", name),
+                x=f"{at:.3f}%",
+                y=top,
+                width=f"{width:.3f}%",
+                height=LANE,
+                class_=kind,
+            )
         )
         at, before = at + width, top
     told = "; ".join(f"{part['lane']}: {part['name']}" for part in segments)
