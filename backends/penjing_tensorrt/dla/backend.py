@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PlanError, StepError
-from penjing.files import digest, write_bytes, write_text
 from penjing.options import option
 from penjing.step import Backend, Deployment
 
@@ -20,16 +19,14 @@ from penjing_tensorrt.versions import Target as Release
 from penjing_tensorrt.versions import of_version
 
 if TYPE_CHECKING:
-    import onnx
     from penjing.device import Device
     from penjing.model import Model
     from penjing.step import Context, Scheme, Session
 
-    from penjing_tensorrt.dla.place import Placement
-    from penjing_tensorrt.dla.strip import Stripped
+    from penjing_tensorrt.dla.ready import Ready
 
-#: files in the step's folder: the graph that is measured, the one that TensorRT parses, and its ranges
-NETWORK, PLAIN, CACHE, ENGINE = "model.onnx", "dla.onnx", "calibration.cache", "model.plan"
+#: the engine's file, beside the graph
+ENGINE = "model.plan"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +66,8 @@ class Dla(Backend):
 
     def explain(self, device: Device, backend: Backend) -> str:
         """Return the DLA, and the command that builds an engine of a quantised graph."""
+        from penjing_tensorrt.dla.ready import NETWORK
+
         target = dla_of(device)
         build = self.build(device, target, "int8", {})
         command = " ".join(build_command(release_of(target), build, onnx=NETWORK, engine=ENGINE))
@@ -110,6 +109,8 @@ class Dla(Backend):
 
     def build(self, device: Device, target: Target, precision: Precision, layers: dict[str, str]) -> Build:
         """Return the engine to be built of a graph; `layers` are those that stay in FP16, by name."""
+        from penjing_tensorrt.dla.ready import CACHE
+
         release, strong = release_of(target), target.strongly_typed
         pools = {"dlaSRAM": self.sram, "dlaLocalDRAM": self.local_dram, "dlaGlobalDRAM": self.global_dram}
         held = layers if not strong and release.has("--layerPrecisions") else {}
@@ -128,60 +129,77 @@ class Dla(Backend):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Write what an engine is built from, say where each layer will run, and build it where that can be."""
-        from penjing_tensorrt.dla.graph import load
-        from penjing_tensorrt.dla.place import place
+        from penjing_tensorrt.dla.ready import make_ready
         from penjing_tensorrt.dla.view import show
         from penjing_tensorrt.simulate import Session as Simulation
 
-        graph = load(Path(model.value))
-        _check_batch(graph, model)
-        target, stripped = _target(context.device), _stripped(graph)
-        target = dataclasses.replace(target, precision="int8" if stripped else "fp16")
-        scales = stripped.scales if stripped else {}
-        placement = place(stripped.plain if stripped else graph, target, batch=None, scales=set(scales))
-        if target.strongly_typed and not stripped and not _is_half(graph):
-            context.warn(
-                "The graph computes in FP32, and TensorRT 11 keeps to it: the DLA runs INT8 and FP16 alone."
-            )
-        self._check_fallback(placement, bool(stripped), context)
-        floats = (
-            {layer.name: "fp16" for layer in placement.layers if layer.precision == "fp16"}
-            if stripped
-            else {}
-        )
-        build = self.build(context.device, target, target.precision, floats)
-        context.details.update(_details(placement, build, target, scales))
-        show(context, placement)
-        if stripped:
-            model = _written(model, stripped, target, context.folder)
+        ready = make_ready(model, _target(context.device))
+        self._check_fallback(ready, context)
+        model = ready.write(context.folder)
+        context.details.update(_details(ready, self._build_of(ready, context.device)))
+        show(context, ready.placement)
         Simulation(model)  # which tells now, rather than while measuring, that the graph cannot be run
         why = self.available(context.device)
-        context.details["engine"] = f"not built here: {why}" if why else _made(model, build, context.folder)
+        context.details["engine"] = (
+            f"not built here: {why}" if why else self._make(ready, context.device, context.folder)
+        )
         return model
 
-    def _check_fallback(self, placement: Placement, quantised: bool, context: Context) -> None:
+    def _check_fallback(self, ready: Ready, context: Context) -> None:
         """Refuse a network that TensorRT would refuse; a float one, which is there to compare with, is warned of."""
-        left = placement.on_gpu
+        left = ready.placement.on_gpu
         if self.gpu_fallback or not left:
             return
         reasons = "; ".join(f"{layer.name} ({layer.op}): {layer.why}" for layer in left[:3])
         message = f"{len(left)} layers cannot run on the DLA, and dla.gpu_fallback is off: {reasons}."
-        if quantised:
+        if ready.stripped is not None:
             raise StepError(message, hint="Allow it, or put dla.adapt before quant.static.")
         context.warn(message)
 
+    def _build_of(self, ready: Ready, device: Device) -> Build:
+        return self.build(device, ready.target, ready.target.precision, ready.held)
+
+    def _make(self, ready: Ready, device: Device, folder: Path) -> dict[str, Any]:
+        """Build the engine by trtexec beside the files of `ready`, and return what came of it."""
+        from penjing_tensorrt import output
+        from penjing_tensorrt.dla.log import placed
+        from penjing_tensorrt.dla.ready import NETWORK, PLAIN
+        from penjing_tensorrt.trtexec import run
+
+        found = installed.look()
+        graph = PLAIN if (folder / PLAIN).is_file() else NETWORK
+        if not (folder / graph).is_file():
+            shutil.copyfile(ready.model.value, folder / graph)
+        aim, build = of_version(found.trtexec_version), self._build_of(ready, device)
+        command = build_command(aim, build, onnx=graph, engine=ENGINE, program=found.trtexec)
+        log = run([*command, "--verbose"], folder)
+        said = output.as_json(output.read_log(log))
+        size = (folder / ENGINE).stat().st_size
+        return {"tensorrt": found.trtexec_version, "bytes": size, "placed": placed(log), "log": said}
+
     def open(self, model: Model, device: Device) -> Session:
         """Load the engine where it can run here, else simulate it, Q/DQ computed in floats."""
-        if self.available(device):
-            from penjing_tensorrt.simulate import Session as Simulation
+        from tempfile import TemporaryDirectory
 
-            return Simulation(model)
+        from penjing_tensorrt.dla.ready import make_ready
         from penjing_tensorrt.on_device import opened
+        from penjing_tensorrt.simulate import Session as Simulation
 
-        return opened(model, Build("weak"))  # the engine lies beside the graph, as `apply` left it
+        if self.available(device):
+            return Simulation(model)
+        beside = Build("weak")  # what to build is not asked where an engine lies beside the graph
+        if (Path(model.value).parent / ENGINE).is_file():
+            return opened(model, beside)
+        with TemporaryDirectory() as folder:  # the graph was copied elsewhere
+            ready = make_ready(model, _target(device))
+            ready.write(Path(folder))
+            self._make(ready, device, Path(folder))
+            return opened(model.become("onnx", Path(folder) / "model.onnx"), beside)
 
     def deployment(self, model: Model, device: Device) -> Deployment | None:
         """Return the graph without Q/DQ, its ranges and its build; None for a model that `apply` has not readied."""
+        from penjing_tensorrt.dla.ready import CACHE, PLAIN
+
         folder, target = Path(model.value).parent, _target(device)
         cache, plain = folder / CACHE, folder / PLAIN
         quantised = cache.is_file() and plain.is_file()
@@ -212,75 +230,19 @@ def _target(device: Device) -> Target:
         return Target(2)
 
 
-def _check_batch(graph: onnx.ModelProto, model: Model) -> None:
-    from penjing_tensorrt.dla.graph import tensors
-
-    for tensor in tensors(graph)[0]:
-        if None in tensor.shape:
-            raise StepError(
-                f"{Path(model.value).name} leaves sides of {tensor} open; the DLA builds for one shape.",
-                hint="onnx.export.batch=1 or dla.adapt.batch=1 fixes the batch.",
-            )
-
-
-def _stripped(graph: onnx.ModelProto) -> Stripped | None:
-    from penjing_tensorrt.dla.strip import is_quantised, strip
-
-    return strip(graph) if is_quantised(graph) else None
-
-
-def _is_half(graph: onnx.ModelProto) -> bool:
-    import onnx
-
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
-
-
-def _details(placement: Placement, build: Build, target: Target, scales: dict[str, float]) -> dict[str, Any]:
+def _details(ready: Ready, build: Build) -> dict[str, Any]:
     """Return what the report tells: JSON values."""
-    command = build_command(release_of(target), build, onnx=NETWORK, engine=ENGINE)
+    from penjing_tensorrt.dla.ready import NETWORK
+
+    command = build_command(release_of(ready.target), build, onnx=NETWORK, engine=ENGINE)
     return {
-        "placement": placement.to_dict(),
-        "calibrated_tensors": len(scales),
+        "placement": ready.placement.to_dict(),
+        "calibrated_tensors": len(ready.stripped.scales) if ready.stripped else 0,
         "build": {
             "command": command,
-            "tensorrt": ".".join(map(str, target.version)),
+            "tensorrt": ".".join(map(str, ready.target.version)),
             "typing": build.typing,
             "formats": list(build.formats),
             "engine": ENGINE,
         },
-    }
-
-
-def _written(model: Model, stripped: Stripped, target: Target, folder: Path) -> Model:
-    """Write the graph to be simulated, the one without Q/DQ, and the ranges; return the first."""
-    from penjing_tensorrt.dla.calibration_cache import Cache
-
-    data = stripped.network.SerializeToString(deterministic=True)
-    write_bytes(folder / NETWORK, data)
-    if not target.strongly_typed:
-        write_bytes(folder / PLAIN, stripped.plain.SerializeToString(deterministic=True))
-        write_text(folder / CACHE, Cache(target.version, stripped.scales).write())
-    return model.become("onnx", folder / NETWORK, fingerprint=digest(data))
-
-
-def _made(model: Model, build: Build, folder: Path) -> dict[str, Any]:
-    """Build the engine by trtexec in the step's folder, and return what it says of itself."""
-    from penjing_tensorrt import output
-    from penjing_tensorrt.dla.log import placed
-    from penjing_tensorrt.trtexec import run
-
-    found = installed.look()
-    plain = folder / PLAIN
-    if not plain.is_file():
-        shutil.copyfile(model.value, plain)
-    command = build_command(
-        of_version(found.trtexec_version), build, onnx=PLAIN, engine=ENGINE, program=found.trtexec
-    )
-    log = run([*command, "--verbose"], folder)
-    read = output.read_log(log)
-    return {
-        "tensorrt": found.trtexec_version,
-        "bytes": (folder / ENGINE).stat().st_size,
-        "placed": placed(log),
-        "log": output.as_json(read),
     }

@@ -68,7 +68,7 @@ def _graph_type() -> type[ir.Graph]:
 
 
 def bypass(node: ir.Node, value: ir.Value) -> bool:
-    """Let readers of a node's output read `value`, equal to it, and remove the node; False where the graph puts it out."""
+    """Let readers of a node's output read `value`, equal to it, and remove the node; False for the graph's own."""
     output = node.outputs[0]
     if output.is_graph_output():
         return False

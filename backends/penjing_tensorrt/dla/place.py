@@ -125,7 +125,7 @@ def place(
     for node in nodes:
         precisions[node] = _precision(node, target, scales)
         precise = dataclasses.replace(target, precision=precisions[node])  # type: ignore[arg-type]  # one of the two
-        verdicts[node] = judge(node, precise)
+        verdicts[node] = _typed(node, target, scales) or judge(node, precise)
     pieces = _pieces(nodes, verdicts)
     layers = tuple(
         Layer(
@@ -161,13 +161,32 @@ def _notes(target: Target, loadables: int, open_batch: bool, batch: int | None) 
     return notes
 
 
+def _typed(node: ir.Node, target: Target, scales: Collection[str] | None) -> Verdict | None:
+    """Refuse what computes in FP32 where TensorRT keeps to the graph's types; None where nothing is to be said."""
+    import onnx_ir as ir
+
+    if not target.strongly_typed or scales is None or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    if all(value.name in scales for value in _tensors(node)):
+        return None
+    return Verdict(
+        False, "strong typing", "it computes in FP32, which TensorRT 11 keeps to; the DLA has INT8 and FP16"
+    )
+
+
+def _tensors(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads and puts out, constants aside."""
+    return [
+        value for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None
+    ]
+
+
 def _precision(node: ir.Node, target: Target, scales: Collection[str] | None) -> str:
     if target.precision == "fp16" or node.op_type in FP16_ONLY:
         return "fp16"
     if scales is None:
         return "int8"
-    tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and v.const_value is None]
-    return "int8" if all(value.name in scales for value in tensors) else "fp16"
+    return "int8" if all(value.name in scales for value in _tensors(node)) else "fp16"
 
 
 def _pieces(nodes: list[ir.Node], verdicts: Mapping[ir.Node, Verdict]) -> dict[ir.Node, int]:

@@ -40,7 +40,7 @@ def resize(node: ir.Node, target: Target) -> Objections:
     if tuple(scales[:2]) != (1, 1) or not all(s == int(s) and within(int(s), limit) for s in scales[2:]):
         yield (
             "resize scales",
-            f"it scales by {'×'.join(f'{s:g}' for s in scales)}; the DLA scales height and width by whole {span(limit)}",
+            f"it scales by {'×'.join(f'{s:g}' for s in scales)}; the DLA scales the sides by whole {span(limit)}",
         )
     if mode == "linear" and target.version < (8, 4, 0) and target.generation == 1:
         yield "resize mode", "linear resizing on DLA 1.0 came after TensorRT 8.2"
