@@ -41,7 +41,7 @@ class Agreement:
 
 def agree(wanted: onnx.ModelProto, found: onnx.ModelProto, seed: int = 0) -> Agreement:
     """Compare two graphs on noise and on smooth images: SQNR = 10 log10(signal power / power of the difference)."""
-    first, second = _session(wanted), _session(found)
+    first, second = session(wanted), session(found)
     inputs, outputs = tensors(wanted)
     feeds = _feeds(inputs, seed)
     worst, error = EXACT, 0.0
@@ -92,7 +92,8 @@ def _feeds(inputs: tuple[Tensor, ...], seed: int) -> list[Feed]:
     ]
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def session(model: onnx.ModelProto) -> Any:
+    """Return a session of ONNX Runtime on one thread, Q/DQ computed in floats; StepError where it loads none."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
