@@ -12,6 +12,7 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.measurements import content, times
 from penjing.options import build
+from penjing.preprocess import Preprocess
 from penjing.step import Backend
 from penjing.verdict import judge
 
@@ -141,7 +142,8 @@ def _model(host: Host, folder: Path, column: str) -> Model:
         raise InputError(
             f"{folder} has no {column} model.", hint="Run the same `penjing compress` again to finish it."
         )
-    return host.open(str(path))
+    table = described(folder)["preprocess"]  # a model from an ONNX file does not carry it
+    return host.open(str(path), preprocess=Preprocess.from_dict(table) if table else None)
 
 
 def backend_of(host: Host, asked: dict[str, Any]) -> Backend:

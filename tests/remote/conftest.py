@@ -6,6 +6,7 @@ are skipped, and say so.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import getpass
 import os
@@ -31,7 +32,7 @@ from PIL import Image
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 LABELS = ("blue", "green", "red")
 #: bytes of weights that do nothing but take time to copy
-BALLAST = 3 * 10**6
+BALLAST = 10**7
 
 
 class Proxy(threading.Thread):
@@ -58,7 +59,11 @@ class Proxy(threading.Thread):
             if self.breaks and not self.mends:
                 inside.close()
                 continue
-            outside = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                outside = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                inside.close()
+                continue
             for pair in ((inside, outside, True), (outside, inside, False)):
                 threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
@@ -76,10 +81,8 @@ class Proxy(threading.Thread):
         except OSError:
             pass
         for end in (source, target):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             end.close()
 
     def shut(self) -> None:
@@ -256,3 +259,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def run(make_run: Callable[..., Path]) -> Path:
     return make_run()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "board" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")

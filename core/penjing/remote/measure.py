@@ -78,7 +78,7 @@ def measure(
                 with contextlib.suppress(StepError):  # what matters then is why the work stopped
                     board.ask("clean_photos", photos=photos_of(path))
         record = _record(place, facts, checked, timed)
-        record |= _score(folder, report, chosen, answers, why, host or Host())
+        record |= _score(folder, report, chosen, answers, why, host or Host(), progress)
         keep(folder, report, record)
         apply(report, record)
         reports.write(report, folder)
@@ -190,7 +190,13 @@ def _record(
 
 
 def _score(
-    folder: Path, report: Report, photos: list[Photo], answers: dict[int, int], why: str, host: Host
+    folder: Path,
+    report: Report,
+    photos: list[Photo],
+    answers: dict[int, int],
+    why: str,
+    host: Host,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Return the report's record of how often the board was right, and of one mind with the workstation."""
     record: dict[str, Any] = {"accuracy": None, "accuracy_why": why, "agreement": None, "agreement_n": None}
@@ -208,8 +214,9 @@ def _score(
         record["accuracy_why"] = "the photographs have no labels"
     try:
         here = _answers_here(folder, report, [photo for photo, _ in pairs], host)
-    except PenjingError:
-        return record  # the model cannot run on the workstation; what the board answered stands
+    except PenjingError as error:  # what the board answered stands all the same
+        progress.warn(f"The board's answers are compared with none of this machine: {error.message}")
+        return record
     same = sum(found == wanted for (_, found), wanted in zip(pairs, here, strict=True))
     return record | {"agreement": same / len(pairs), "agreement_n": len(pairs)}
 
