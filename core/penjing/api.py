@@ -14,10 +14,11 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
-from penjing.recipe import from_toml, override
+from penjing.recipe import from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
+    from penjing.ranks import Ranks
     from penjing.report import Report
 
 
@@ -36,7 +37,7 @@ class Request:
     weights: Path | None = None
     #: a TOML file, or the table itself
     preprocess: Path | Preprocess | None = None
-    #: a TOML file of steps in place of the device's recipe
+    #: a TOML file of steps in place of the device's recipe, or the name of a built-in one
     recipe: Path | None = None
     #: "STEP.OPTION=VALUE"
     settings: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
     preprocess = request.preprocess
     if isinstance(preprocess, Path):
         preprocess = Preprocess.from_toml(preprocess)
-    recipe = from_toml(request.recipe) if request.recipe else None
+    asked = from_toml(request.recipe) if request.recipe else None
     progress.begin(f"opening {request.source}")
     try:
         model = host.open(request.source, weights=request.weights, preprocess=preprocess)
@@ -89,7 +90,8 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
             hint='Put what a script does under `if __name__ == "__main__":`.',
         ) from error
     progress.end()
-    recipe = override(recipe or host.recipe(device, model, request.goal), request.settings)
+    own = host.recipe(device, model, request.goal)
+    recipe = override(with_device(asked, own) if asked else own, request.settings)
     data = None
     if request.data is not None:
         classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None
@@ -115,8 +117,16 @@ def _check_folders(request: Request) -> None:
         )
 
 
-def compress(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Report:
+def compress(
+    request: Request,
+    *,
+    host: Host | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Report:
     """Carry out the main job, and return the report that also lies in the run folder.
+
+    With `ranks` this is rank 0 of several processes, of which the others call `assist` with the same request.
 
     Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
     takes up where it stopped.
@@ -134,12 +144,12 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     planned = plan(request, host=host, progress=progress)
     for warning in (*planned.model.warnings, *(planned.data.warnings if planned.data else ())):
         progress.warn(warning)
-    run = Run(host, planned, request.folder, seed=request.seed, progress=progress)
+    run = Run(host, planned, request.folder, seed=request.seed, progress=progress, ranks=ranks)
     with run.opened(_describe(request, planned)):
         columns = run.make()
         report = compare(run, columns, request.command)
         model = columns["optimised"].model
-        if not (why := bundle.why_not(model, planned.backend)):
+        if not (why := bundle.why_not(model, planned.backend, planned.device)):
             bundle.write(request.folder, model, planned, report)
         else:
             progress.warn(f"No bundle is made: {why}.")
@@ -147,11 +157,22 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     return report
 
 
+def assist(request: Request, ranks: Ranks, *, host: Host | None = None) -> None:
+    """Take part in the training steps of `compress(request, ranks=…)` of rank 0, until its models are made."""
+    from penjing.run import Run
+
+    host = host or Host()
+    Run(host, plan(request, host=host), request.folder, seed=request.seed, ranks=ranks).assist()
+
+
 def _describe(request: Request, planned: Plan) -> dict[str, Any]:
     """Return what run.json keeps: what was asked, and what the models in the run need to be run again."""
     model, backend = planned.model, planned.backend
     return {
         "source": request.source,
+        "weights": str(request.weights.absolute()) if request.weights else None,
+        "cwd": str(Path.cwd()),
+        "fingerprint": model.fingerprint,
         "device": request.device,
         "command": request.command,
         "backend": {"name": backend.name, "options": dataclasses.asdict(backend)},  # type: ignore[call-overload]

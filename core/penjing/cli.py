@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from penjing.api import Request
+    from penjing.ranks import Ranks
     from penjing.report import Report
     from penjing.step import Progress
 
@@ -125,7 +126,8 @@ def _asks(command: F) -> F:
         click.option("--weights", type=_PATH, metavar="FILE", help="State dict to load: .pt or .safetensors."),
         click.option("--preprocess", type=_PATH, metavar="FILE",
                      help="TOML: resize, crop, interpolation, scale, mean, std, channels."),
-        click.option("--recipe", type=_PATH, metavar="FILE", help="TOML: [[recipe]] steps in place of the device's."),
+        click.option("--recipe", type=_PATH, metavar="FILE",
+                     help="TOML of [[recipe]] steps in place of the device's, or a built-in recipe: smaller."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="Change an option of a step; may be repeated."),
         click.option("--max-drop", type=_Finite(min=0), metavar="POINTS",
@@ -195,12 +197,27 @@ def compress(as_json: bool, quiet: bool, **asked: Any) -> None:
     decided from so few photographs or runs; 3 when the plan is refused, 4 when a step fails, 5 when a plugin does,
     70 when Penjing itself is at fault.
     """
+    from penjing.api import assist
     from penjing.api import compress as carry_out
+    from penjing.ranks import from_environment
 
-    request = _request(asked)
-    with _progress(quiet) as progress:
-        report = carry_out(request, progress=progress)
-    _show(report, request.folder, as_json, quiet)
+    request, ranks = _request(asked), from_environment()
+    with _speaking(ranks), _progress(quiet or not ranks.first) as progress:
+        if not ranks.first:
+            return assist(request, ranks)
+        report = carry_out(request, progress=progress, ranks=ranks)
+    return _show(report, request.folder, as_json, quiet)
+
+
+@contextmanager
+def _speaking(ranks: Ranks) -> Iterator[None]:
+    """Let only the first of several processes that fail say why: the others fail because it did."""
+    try:
+        yield
+    except Exception as error:
+        if ranks.may_speak():
+            raise
+        sys.exit(error.exit_code if isinstance(error, PenjingError) else FAULT)
 
 
 def _show(report: Report, folder: Path, as_json: bool, quiet: bool) -> None:
@@ -253,14 +270,21 @@ def devices(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("step", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def plugins(as_json: bool) -> None:
-    """List installed plugins, the hooks each answers, the steps it brings, and why a broken one is broken."""
+def plugins(step: str | None, as_json: bool) -> None:
+    """List plugins, the hooks each answers, why a broken one is broken, and all steps; or the options of STEP."""
     from penjing import plugin_view
     from penjing.host import Host
 
-    found = plugin_view.listing(Host())
-    click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    host = Host()
+    found = plugin_view.listing(host)
+    if step is None:
+        click.echo(json.dumps(found, indent=1) if as_json else plugin_view.page(found), nl=as_json)
+    else:
+        name = host.step(step).name
+        one = next(entry for entry in found["steps"] if entry["name"] == name)
+        click.echo(json.dumps(one, indent=1) if as_json else plugin_view.step_page(one), nl=as_json)
 
 
 @cli.command()

@@ -48,6 +48,7 @@ Interval = Annotated[
     Sequence[float],
     Rule("a low and a high end, in this order", lambda ends: len(ends) == 2 and ends[0] <= ends[1]),
 ]
+Point = Annotated[Sequence[float], Rule("an x and a y", lambda pair: len(pair) == 2)]
 Json = Any
 
 
@@ -135,7 +136,7 @@ class ExhibitRecord(TypedDict):
     marked: Annotated[Sequence[str], "of bars: the names told apart"]
     x: Annotated[str, "of lines: what runs to the right"]
     y: Annotated[str, "of lines: what runs upwards"]
-    series: Annotated[dict[str, Sequence[Sequence[float]]], "of lines: points (x, y) by the name of each line"]
+    series: Annotated[dict[str, Sequence[Point]], "of lines: points (x, y) by the name of each line"]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from penjing.hookspecs import hookimpl
 from penjing.step import Technique
+
+if TYPE_CHECKING:
+    import click
 
 
 @hookimpl
@@ -13,3 +18,11 @@ def penjing_techniques() -> list[type[Technique]]:
     from penjing_quant.static import StaticQuantisation
 
     return [StaticQuantisation, DynamicQuantisation]
+
+
+@hookimpl
+def penjing_commands(cli: click.Group) -> None:
+    """Bring `penjing lint`."""
+    from penjing_quant.lint import command
+
+    cli.add_command(command)

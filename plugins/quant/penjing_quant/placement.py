@@ -7,14 +7,20 @@ operator always runs on integers; any other only *between* integers, so that hea
 that the addition fuses into the convolution before it; its other input is not. A Concat's inputs share its
 output's scale, so that it moves integers. Nothing comes between a convolution and its activation.
 (TensorRT Developer Guide, *Working with Quantized Types*, "Q/DQ Layer-Placement Recommendations".)
+
+"every" (a deep learning accelerator) quantises whatever an operator with an integer kernel reads or puts out,
+so that no layer leaves the integers; between a weighted operator and its activation there is one layer.
+
+Layers that fall under an exclusion of the scheme stay float in all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from penjing_quant.exclusions import exclusion
 from penjing_quant.graph import (
     CLIPPING,
     SAME_SCALE,
@@ -97,8 +103,7 @@ def place(
             left[node] = why
         else:
             candidates.append(node)
-    place_ = _place_between if scheme.placement == "all" else _place_inputs
-    placement = place_(candidates)
+    placement = _PLACEMENTS[scheme.placement](candidates)
     if scheme.placement == "all":
         left.update(
             dict.fromkeys(set(candidates) - set(placement.integer), "it does not lie between integers")
@@ -116,8 +121,12 @@ def _objection(node: ir.Node, scheme: Scheme, ranges: Mapping[str, Range], exclu
         return "it was excluded"
     if node.op_type not in scheme.operators:
         return "the backend has no integer kernel for it"
+    if node.op_type in WEIGHTED and (why := _objection_to_weight(node)):
+        return why
+    if (rule := exclusion(node, scheme)) is not None:
+        return rule.why
     if node.op_type in WEIGHTED:
-        return _objection_to_weight(node)
+        return ""
     if node.op_type in SAME_SCALE:
         return "" if is_activation(node.inputs[0]) else "it does not work on floats"
     if any(constant(value) is not None for value in node.inputs):
@@ -242,7 +251,7 @@ def _place_inputs(candidates: list[ir.Node]) -> Placement:
             inputs = list(_skip_input(node))
         elif node.op_type == "Concat":
             groups.join(node.outputs[0], *(value for _, value in inputs))
-        elif node.op_type not in POOLS:
+        elif node.op_type not in POOLS or not _from_integers(inputs[0][1], integer):
             continue
         if inputs:
             integer.add(node)
@@ -254,6 +263,35 @@ def _place_inputs(candidates: list[ir.Node]) -> Placement:
         if (node, i) in uses
     }
     return Placement([node for node in candidates if node in integer], tensors, frozenset(uses), [])
+
+
+def _from_integers(value: ir.Value, integer: set[ir.Node]) -> bool:
+    """Tell whether a weighted operator on integers makes `value`, clipped, added or moved on the way."""
+    producer = value.producer()
+    if producer is None or producer in integer:
+        return producer is not None
+    passes = producer.op_type in COMMUTING | {"Add", "Concat"}
+    return passes and any(_from_integers(before, integer) for _, before in activations(producer))
+
+
+def _place_every(candidates: list[ir.Node]) -> Placement:
+    tensors: dict[ir.Value, None] = {}
+    groups = _Groups()
+    for node in candidates:
+        read = [value for _, value in activations(node)]
+        tensors.update(dict.fromkeys(read))
+        tensors.update(dict.fromkeys(value for value in node.outputs if is_activation(value)))
+        if node.op_type in SAME_SCALE:
+            groups.join(read[0], *node.outputs)
+        elif node.op_type == "Concat":
+            groups.join(node.outputs[0], *read)
+    kept = [value for value in tensors if not _is_fused(value)]
+    return Placement(candidates, {value: groups.root(value) for value in kept}, None, [])
+
+
+def _is_fused(value: ir.Value) -> bool:
+    """Tell whether `value` lies between a weighted operator and the clipping that alone reads it: one layer."""
+    return _producer_type(value) in WEIGHTED | {"Add"} and clipped(value) is not value
 
 
 def _skip_input(add: ir.Node) -> Iterator[tuple[int, ir.Value]]:
@@ -287,3 +325,10 @@ def _comes_from(value: ir.Value, ancestor: ir.Value) -> bool:
                 seen.add(before)
                 waiting.append(before)
     return False
+
+
+_PLACEMENTS: dict[str, Callable[[list[ir.Node]], Placement]] = {
+    "all": _place_between,
+    "inputs": _place_inputs,
+    "every": _place_every,
+}
