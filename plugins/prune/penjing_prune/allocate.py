@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from penjing_prune.cost import Cost
 from penjing_prune.groups import Group
 from penjing_prune.importance import Scores
+from penjing_prune.labels import Ids
 
 Ranking = Literal["global", "uniform"]
 
@@ -23,6 +24,8 @@ class Limits:
 
     floor: float
     multiple: int
+    #: channels that layers had in the beginning, by name, where some went before
+    widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def allowed(group: Group, limits: Limits) -> list[int]:
@@ -31,7 +34,8 @@ def allowed(group: Group, limits: Limits) -> list[int]:
     A layer of as many channels as the multiple or more keeps to it; a narrower one keeps to half of it, or a
     quarter, and so on, until there are two such parts.
     """
-    least = max(1, math.ceil(limits.floor * len(group)))
+    grown = limits.widths.get(group.name, group.total) / group.total
+    least = min(len(group), max(1, math.ceil(limits.floor * grown * len(group) - 1e-9)))
     multiple = max(1, limits.multiple)
     while multiple > 1 and group.total < multiple:
         multiple = _half(multiple)
@@ -78,7 +82,7 @@ def choose(
 
 def _greedy(
     groups: Sequence[Group],
-    orders: Sequence[npt_ids],
+    orders: Sequence[Ids],
     scores: Sequence[Scores],
     steps: Sequence[list[int]],
     cost: Cost,
@@ -123,7 +127,7 @@ def _greedy(
 
 
 def _uniform(
-    groups: Sequence[Group], orders: Sequence[npt_ids], steps: Sequence[list[int]], cost: Cost, target: float
+    groups: Sequence[Group], orders: Sequence[Ids], steps: Sequence[list[int]], cost: Cost, target: float
 ) -> list[int]:
     """Remove the same share of every group, rounded so that none loses more than that."""
 
@@ -150,6 +154,3 @@ def _uniform(
     chosen = units(best)
     cost.remove(chosen)
     return chosen
-
-
-npt_ids = np.ndarray

@@ -74,7 +74,10 @@ class Pruning:
         self.context.progress.begin("finding which channels belong together")
         analysis = analyse(self.module, self.example)
         self.context.progress.end(f"{len(analysis.structure.groups)} groups")
-        self.alone = self.alone or analysis.structure.alone
+        if not self.edits:
+            self.alone = list(analysis.structure.alone)
+            widths = {group.name: group.total for group in analysis.structure.groups}
+            self.limits = dataclasses.replace(self.limits, widths=widths)
         if not analysis.structure.groups:
             reasons = Counter(one.reason for one in analysis.structure.alone)
             most = reasons.most_common(1)[0][0] if reasons else "it has no convolution or linear layer"
@@ -85,7 +88,7 @@ class Pruning:
         while self.limits.multiple > 1 and not any(
             len(allowed(group, self.limits)) > 1 for group in analysis.structure.groups
         ):
-            self.limits = Limits(self.limits.floor, max(1, self.limits.multiple // 2))
+            self.limits = dataclasses.replace(self.limits, multiple=max(1, self.limits.multiple // 2))
             self.context.warn(
                 f"No layer is wide enough to lose channels in multiples of {2 * self.limits.multiple}: "
                 f"multiples of {self.limits.multiple} are used."
