@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any
 
 from penjing.data import open_data
@@ -14,15 +16,18 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
-from penjing.recipe import from_toml, override
+from penjing.recipe import ending_with, from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
+    from penjing.ranks import Ranks
     from penjing.report import Report
 
 
 #: what those who use a finished run again read in its run.json
-_KEPT = {"device": str, "backend": dict, "task": str, "seed": int, "classes": list}
+_KEPT = {
+    "device": str, "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Request:
     weights: Path | None = None
     #: a TOML file, or the table itself
     preprocess: Path | Preprocess | None = None
-    #: a TOML file of steps in place of the device's recipe
+    #: a TOML file of steps in place of the device's recipe, or the name of a built-in one
     recipe: Path | None = None
     #: "STEP.OPTION=VALUE"
     settings: tuple[str, ...] = ()
@@ -79,7 +84,7 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
     preprocess = request.preprocess
     if isinstance(preprocess, Path):
         preprocess = Preprocess.from_toml(preprocess)
-    recipe = from_toml(request.recipe) if request.recipe else None
+    asked = from_toml(request.recipe) if request.recipe else None
     progress.begin(f"opening {request.source}")
     try:
         model = host.open(request.source, weights=request.weights, preprocess=preprocess)
@@ -89,7 +94,9 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
             hint='Put what a script does under `if __name__ == "__main__":`.',
         ) from error
     progress.end()
-    recipe = override(recipe or host.recipe(device, model, request.goal), request.settings)
+    own = host.recipe(device, model, request.goal)
+    whole = with_device(asked, own) if asked else own
+    recipe = override(ending_with(whole, request.settings, host.backends), request.settings)
     data = None
     if request.data is not None:
         classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None
@@ -115,8 +122,16 @@ def _check_folders(request: Request) -> None:
         )
 
 
-def compress(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Report:
+def compress(
+    request: Request,
+    *,
+    host: Host | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Report:
     """Carry out the main job, and return the report that also lies in the run folder.
+
+    With `ranks` this is rank 0 of several processes, of which the others call `assist` with the same request.
 
     Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
     takes up where it stopped.
@@ -134,12 +149,12 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     planned = plan(request, host=host, progress=progress)
     for warning in (*planned.model.warnings, *(planned.data.warnings if planned.data else ())):
         progress.warn(warning)
-    run = Run(host, planned, request.folder, seed=request.seed, progress=progress)
+    run = Run(host, planned, request.folder, seed=request.seed, progress=progress, ranks=ranks)
     with run.opened(_describe(request, planned)):
         columns = run.make()
         report = compare(run, columns, request.command)
         model = columns["optimised"].model
-        if not (why := bundle.why_not(model, planned.backend)):
+        if not (why := bundle.why_not(model, planned.backend, planned.device)):
             bundle.write(request.folder, model, planned, report)
         else:
             progress.warn(f"No bundle is made: {why}.")
@@ -147,11 +162,22 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     return report
 
 
+def assist(request: Request, ranks: Ranks, *, host: Host | None = None) -> None:
+    """Take part in the training steps of `compress(request, ranks=…)` of rank 0, until its models are made."""
+    from penjing.run import Run
+
+    host = host or Host()
+    Run(host, plan(request, host=host), request.folder, seed=request.seed, ranks=ranks).assist()
+
+
 def _describe(request: Request, planned: Plan) -> dict[str, Any]:
     """Return what run.json keeps: what was asked, and what the models in the run need to be run again."""
     model, backend = planned.model, planned.backend
     return {
         "source": request.source,
+        "weights": str(request.weights.absolute()) if request.weights else None,
+        "cwd": str(Path.cwd()),
+        "fingerprint": model.fingerprint,
         "device": request.device,
         "command": request.command,
         "backend": {"name": backend.name, "options": dataclasses.asdict(backend)},  # type: ignore[call-overload]
@@ -189,7 +215,7 @@ def described(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_types(table: dict[str, Any], kinds: dict[str, type], path: Path) -> None:
+def _check_types(table: dict[str, Any], kinds: Mapping[str, type | UnionType], path: Path) -> None:
     for name, kind in kinds.items():
         if not isinstance(table.get(name), kind):
             raise InputError(f"{path} is damaged: its {name!r} cannot be read.", hint="Compress again.")

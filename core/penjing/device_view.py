@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +38,7 @@ def table(found: list[dict[str, Any]]) -> str:
         backend = entry["backend"] + ("" if entry["installed"] else " (not installed)")
         lines.append(f"{click.style(entry['name'].ljust(width), bold=True)}  {entry['title']} · {backend}")
         if entry["stacks"]:
-            lines.append(f"{'':{width}}  @ {', '.join(entry['stacks'])}")
+            lines.append(_wrapped("@ " + ", ".join(entry["stacks"]), width + 2))
     return "\n".join(lines) + "\n"
 
 
@@ -66,13 +67,16 @@ def page(found: dict[str, Any]) -> str:
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
         if isinstance(value, dict):
             shown = ", ".join(f"{key} {entry}" for key, entry in value.items())
-        lines.append(f"{click.style(name.ljust(20), bold=True)} {shown}")
+        lines.append(click.style(name.ljust(20), bold=True) + _wrapped(str(shown), 21)[20:])
         if fact["source"]:
-            lines.append(click.style(f"{'':20} {fact['source']}", dim=True))
-    lines.append(
-        click.style("recipe".ljust(20), bold=True) + " " + " → ".join(step["use"] for step in found["recipe"])
-    )
+            lines.append(click.style(_wrapped(fact["source"], 21), dim=True))
+    recipe = " → ".join(step["use"] for step in found["recipe"])
+    lines.append(click.style("recipe".ljust(20), bold=True) + _wrapped(recipe, 21)[20:])
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(text, 80, initial_indent=" " * indent, subsequent_indent=" " * indent)
 
 
 def _source(name: str, sources: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from penjing.errors import InputError, PlanError, did_you_mean
 
 #: bytes; no recipe is longer
 LARGEST = 2**16
+#: stands in a recipe for the steps of the device's own
+DEVICE = "device"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,16 @@ def from_tables(tables: Iterable[Mapping[str, Any]], origin: str) -> Recipe:
     return Recipe(tuple(uses), origin)
 
 
+def builtin_recipes() -> dict[str, Path]:
+    """Return the recipes that come with Penjing, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
+
+
 def from_toml(path: Path) -> Recipe:
-    """Read a recipe file: a TOML file of `[[recipe]]` tables."""
+    """Read a recipe file, a TOML file of `[[recipe]]` tables, or the built-in recipe of that name."""
+    path = builtin_recipes().get(str(path), path)
+    if not path.suffix and not path.exists():
+        raise PlanError(f"There is no recipe {str(path)!r}.", hint=did_you_mean(str(path), builtin_recipes()))
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
@@ -72,6 +82,34 @@ def from_toml(path: Path) -> Recipe:
             f"{path}: `recipe` is not a list of tables.", hint="Write [[recipe]] with two brackets."
         )
     return from_tables(tables, str(path))
+
+
+def with_device(recipe: Recipe, own: Recipe) -> Recipe:
+    """Return `recipe` with the steps of `own`, the device's recipe, where it says `use = "device"`."""
+    uses: list[Use] = []
+    for use in recipe.uses:
+        if use.name == DEVICE and (use.options or use.optional):
+            raise PlanError(
+                f'{recipe.origin}: use = "{DEVICE}" takes no options.',
+                hint="Change those of its steps with --set STEP.OPTION=VALUE.",
+            )
+        uses += own.uses if use.name == DEVICE else [use]
+    return Recipe(tuple(uses), recipe.origin)
+
+
+def ending_with(recipe: Recipe, settings: Iterable[str], backends: Collection[str]) -> Recipe:
+    """Return `recipe` with another backend as its last step where a setting is of one that it does not have.
+
+    `backends` are the names of those installed. Raises PlanError for settings of two of them.
+    """
+    had = {use.name for use in recipe.uses}
+    named = {setting.partition("=")[0].strip().rpartition(".")[0] for setting in settings}
+    wanted = sorted((named & set(backends)) - had)
+    if len(wanted) > 1:
+        raise PlanError(f"A plan ends with one backend, and settings are of {' and '.join(wanted)}.")
+    if not wanted or recipe.uses[-1].name not in backends:
+        return recipe
+    return Recipe((*recipe.uses[:-1], Use(wanted[0])), recipe.origin)
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

@@ -48,9 +48,15 @@ def _demand(
     else:
         low, high = interval
         verdict = MET if high <= bound else MISSED if low > bound else OPEN
-        span = f"{value:.3g} {unit}" if low == high else f"95 % interval {low:.3g} to {high:.3g} {unit}{n}"
-        where = {MET: "within", MISSED: "beyond", OPEN: "on both sides of"}[verdict]
-        why = f"{span}, {where} the bound of {bound:g}."
+        what = (
+            "It"
+            if low == high
+            else f"The whole 95 % interval{n}"
+            if verdict != OPEN
+            else f"The 95 % interval{n}"
+        )
+        where = {MET: "is within", MISSED: "is beyond", OPEN: "lies on both sides of"}[verdict]
+        why = f"{what} {where} the bound."
         if verdict == OPEN:
             why += " More photographs would tell." if name == "max_drop" else " More runs would tell."
     return {

@@ -114,6 +114,23 @@ def test_commands_of_plugins_join_in(monkeypatch, penjing):
     assert module.cli is cli
 
 
+@pytest.mark.parametrize(
+    "words", [["devices"], ["devices", "jetson-agx-orin"], ["plugins"], ["plugins", "quant.static"]]
+)
+def test_listings_are_no_wider_than_80_columns(penjing, words):
+    code, shown, _ = penjing(*words)
+
+    assert code == 0
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_an_unknown_step_is_told_with_the_nearest(penjing):
+    code, _, told = penjing("plugins", "quant.statik")
+
+    assert code == 3
+    assert "quant.static" in told
+
+
 @pytest.mark.parametrize("words", [["--help"], ["devices"], ["plugins"], ["compress", "--help"]])
 def test_little_is_loaded_for_little(words):
     program = f"""

@@ -99,8 +99,8 @@ def column(drop=None, latency=None, size=1_000_000):
 @pytest.mark.parametrize(
     ("goal", "column", "verdict", "why"),
     [
-        (Goal(max_drop=3), column(drop=(-1, 1, 3)), MET, "within the bound of 3"),
-        (Goal(max_drop=1), column(drop=(1.1, 2, 3)), MISSED, "beyond the bound of 1"),
+        (Goal(max_drop=3), column(drop=(-1, 1, 3)), MET, "is within the bound"),
+        (Goal(max_drop=1), column(drop=(1.1, 2, 3)), MISSED, "is beyond the bound"),
         (Goal(max_drop=1), column(drop=(-1, 0.2, 1.1)), OPEN, "More photographs would tell"),
         (Goal(max_drop=1), column(drop=(1, 2, 3)), OPEN, "on 100 photographs"),
         (Goal(max_drop=1), column(), OPEN, "Without labels"),
@@ -108,7 +108,7 @@ def column(drop=None, latency=None, size=1_000_000):
         (Goal(max_latency=5), column(latency=(5.1, 5.2, 5.3)), MISSED, "beyond"),
         (Goal(max_latency=5), column(latency=(4.9, 5, 5.1)), OPEN, "More runs would tell"),
         (Goal(max_latency=5), column(), OPEN, "it is elsewhere"),
-        (Goal(max_size=1), column(size=1_000_000), MET, "1 MB, within"),
+        (Goal(max_size=1), column(size=1_000_000), MET, "It is within"),
         (Goal(max_size=1), column(size=1_000_001), MISSED, "beyond"),
         (Goal(max_size=1), column(size=None), OPEN, "no file"),
     ],

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from penjing.errors import InputError, PlanError
-from penjing.recipe import LARGEST, Recipe, Use, from_tables, from_toml, override
+from penjing.recipe import (
+    LARGEST,
+    Recipe,
+    Use,
+    builtin_recipes,
+    from_tables,
+    from_toml,
+    override,
+    with_device,
+)
 
 TEXT = """
 [[recipe]]
@@ -111,3 +120,28 @@ def test_options_are_kept_as_given(tables: list[dict[str, Any]]) -> None:
 
     assert [{"use": use.name, **use.options} for use in recipe.uses] == tables
     assert not any(use.optional for use in recipe.uses)
+
+
+def test_a_recipe_takes_the_steps_of_the_device_where_it_says_so(tmp_path: Path) -> None:
+    recipe = read(tmp_path, '[[recipe]]\nuse = "prune.lottery"\n[[recipe]]\nuse = "device"\n')
+
+    assert [use.name for use in with_device(recipe, RECIPE).uses] == ["prune.lottery", "a.b", "c", "a.b"]
+
+
+def test_the_place_of_the_device_takes_no_options(tmp_path: Path) -> None:
+    recipe = read(tmp_path, '[[recipe]]\nuse = "device"\nspeed = 2\n')
+
+    with pytest.raises(PlanError, match="takes no options"):
+        with_device(recipe, RECIPE)
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_a_built_in_recipe_is_found_by_its_name_and_ends_with_the_device(name: str) -> None:
+    assert from_toml(Path(name)).uses[-1].name == "device"
+
+
+def test_an_unknown_name_of_a_recipe_is_told_with_the_nearest() -> None:
+    with pytest.raises(PlanError, match="no recipe 'smaler'") as caught:
+        from_toml(Path("smaler"))
+
+    assert "smaller" in caught.value.hint

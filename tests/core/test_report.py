@@ -15,7 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penjing.errors import InputError
-from penjing.report import check, html, markdown, pictures, read, schema, story, terminal, words, write
+from penjing.exhibit import Bars, Lanes, Lines, Table, to_dict
+from penjing.report import (
+    check,
+    exhibits,
+    html,
+    markdown,
+    pictures,
+    read,
+    schema,
+    story,
+    terminal,
+    words,
+    write,
+)
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +74,14 @@ def step(name: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, **bare, "details": {}, "exhibits": [], "warnings": [], "score": None, **fields}
 
 
+EXHIBITS = json.loads(json.dumps([
+    to_dict(Bars("Sensitivity of each layer; paler stayed float", "dB",
+                 {"conv1": 41.2, "blocks.0.depthwise": -3.5, "blocks.1.expand": None}, marked=("blocks.0.depthwise",))),
+    to_dict(Lines("Loss over training", "epoch", "loss",
+                  {"train": [(0, 2.3), (1, 1.1), (2, 0.7)], "select": [(0, 2.2), (2, 0.9)], "once": [(1, 1.0)]})),
+    to_dict(Table("What stayed float", ("layer", "why"), (("blocks.0.depthwise", "it cost 2.4 points"),))),
+    to_dict(Lanes("Where layers run", [("conv1", "DLA", 5.0), ("softmax", "GPU", 1.0), ("conv2", "DLA", 2.0)])),
+]))  # fmt: skip
 QUANT = {"use": "quant.static", "options": {"calibrate": "entropy"}}
 EXPORT = {"use": "onnx.export", "options": {"opset": 18}}
 
@@ -132,6 +153,7 @@ def labelled() -> dict[str, Any]:
             step("quant.static", options=QUANT["options"], why="the processor is faster in INT8",
                  seconds=38.7, size_bytes=2_602_290, details={"layers": layers, "images": 256},
                  warnings=["features.0.conv is left in FP32: INT8 alone cost 2.4 points there."],
+                 exhibits=copy.deepcopy(EXHIBITS),
                  score={"metric": "top-1", "value": 0.9206, "n": 340, "split": "select"}),
         ],
         "left_out": [{"name": "distill.logits", "why": "it would take hours here"}],
@@ -202,7 +224,9 @@ def hostile() -> dict[str, Any]:
         if isinstance(value, list):
             return [spoilt(item, key) for item in value]
         return (
-            EVIL if isinstance(value, str) and key not in ("created", "verdict", "unit", "fixed") else value
+            EVIL
+            if isinstance(value, str) and key not in ("created", "verdict", "unit", "kind", "fixed")
+            else value
         )
 
     report = labelled()
@@ -630,7 +654,8 @@ def test_a_share_that_is_not_all_is_never_rounded_to_all() -> None:
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_every_markdown_table_has_the_same_number_of_cells_in_each_row(sample: Any) -> None:
     tables = re.findall(r"(?:^\|.*\n?)+", markdown.render(sample()), flags=re.MULTILINE)
-    assert len(tables) == 3
+    shown = sum(len(step["exhibits"]) for step in sample()["steps"])
+    assert len(tables) == 3 + shown
     for table in tables:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1
@@ -641,6 +666,33 @@ def test_the_terminal_needs_no_more_than_80_columns_and_no_colour(sample: Any) -
     shown = on_terminal(sample())
     assert max(map(len, shown.splitlines())) <= 80
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("render", [html.render, markdown.render])
+def test_what_a_step_shows_is_drawn_with_its_numbers(render: Any) -> None:
+    text = render(labelled())
+
+    assert "Sensitivity of each layer" in text and "41.2" in text and "-3.5" in text.replace("−", "-")
+    assert "Loss over training" in text and "0.7" in text
+    assert "it cost 2.4 points" in text
+
+
+def test_a_bar_below_zero_lies_left_of_zero_and_an_absent_value_has_none() -> None:
+    drawn = exhibits.render(typing.cast(Any, to_dict(Bars("t", "dB", {"a": -1.0, "b": 1.0, "c": None}))))
+    bars = re.findall(r'<rect x="([\d.]+)%" y="[\d.]+" width="([\d.]+)%"', drawn)
+
+    assert [(float(x), float(x) + float(width)) for x, width in bars] == [(40.0, 63.0), (63.0, 86.0)]
+
+
+def test_lanes_lie_one_after_the_other_and_a_line_joins_them_where_the_lane_changes() -> None:
+    shown = Lanes("t", [("a", "DLA", 1.0), ("b", "DLA", 1.0), ("c", "GPU", 2.0)])
+    drawn = exhibits.render(typing.cast(Any, to_dict(shown)))
+    parts = re.findall(r'<rect x="([\d.]+)%" y="([\d.]+)" width="([\d.]+)%"', drawn)
+
+    assert [(float(x), float(y), float(width)) for x, y, width in parts] == [
+        (12.0, 0.0, 22.0), (34.0, 0.0, 22.0), (56.0, 40.0, 44.0),
+    ]  # fmt: skip
+    assert re.findall(r'<line x1="([\d.]+)%"', drawn) == ["56.000"]
 
 
 def test_verdicts_are_told_by_word_and_sign() -> None:

@@ -35,8 +35,8 @@ The global option `--debug` goes before the command.
 STEPS = """
 ## Options of steps
 
-`--set STEP.OPTION=VALUE` changes one, and a `[[recipe]]` table takes the same names. `penjing plugins` lists those of
-every plugin installed.
+`--set STEP.OPTION=VALUE` changes one, and a `[[recipe]]` table takes the same names.
+`penjing plugins STEP` lists those of every plugin installed.
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from penjing.report import pictures, story, words
+from penjing.report import exhibits, pictures, story, words
 from penjing.report.markup import Markup, join, tag
 from penjing.report.schema import Report, StepRecord
 
@@ -21,6 +21,11 @@ SHOWN = 40
 
 def render(report: Report) -> str:
     """Return the report as an HTML document."""
+    return page(f"{words.visible(report['source'])} – Penjing report", _parts(report))
+
+
+def page(title: str, parts: Iterable[Markup]) -> str:
+    """Return parts of markup as a document in the report's look."""
     style = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
     head = tag(
         "head",
@@ -28,10 +33,10 @@ def render(report: Report) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{words.visible(report['source'])} – Penjing report"),
+        tag("title", title),
         tag("style", style),
     )
-    body = tag("body", tag("main", *(part for part in _parts(report) if part)))
+    body = tag("body", tag("main", *(part for part in parts if part)))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -225,6 +230,7 @@ def _step(step: StepRecord) -> Markup:
         )
         if options
         else "",
+        *map(exhibits.render, step["exhibits"]),
         tag("details", tag("summary", "Details"), _value(step["details"])) if step["details"] else "",
     )
 

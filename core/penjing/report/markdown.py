@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from penjing.report import story, words
+from penjing.report import exhibits, story, words
 from penjing.report.schema import Report
 
 
@@ -22,6 +22,7 @@ def _parts(report: Report) -> Iterable[str]:
     yield _section("Goals", _goals(report))
     yield _section("Warnings", [f"- {_safe(text)}" for text in story.warnings(report)])
     yield _section("Plan", _plan(report))
+    yield from _exhibits(report)
     yield _section("Left out", [f"- {_code(one['name'])}: {_safe(one['why'])}" for one in report["left_out"]])
     broken = report["data"]["broken"] if report["data"] else []
     yield _section(
@@ -67,6 +68,16 @@ def _plan(report: Report) -> list[str]:
         after = words.size(step["size_bytes"]) if step["size_bytes"] is not None else words.ABSENT
         rows.append([_safe(cell) for cell in (*cells, after, words.seconds(step["seconds"]) + reused)])
     return _table(["Step", "For", "Options", "Why", "Size after", "Time"], rows)
+
+
+def _exhibits(report: Report) -> Iterable[str]:
+    """Return what the steps show as tables, folded up: a pull request is to stay readable."""
+    for step in report["steps"]:
+        for exhibit in step["exhibits"]:
+            head, rows = exhibits.markdown(exhibit)
+            table = _table([_safe(cell) for cell in head], [[_safe(cell) for cell in row] for row in rows])
+            title = f"<summary>{_safe(step['name'])}: {_safe(exhibit['title'])}</summary>"
+            yield "\n".join(["<details>", title, "", *table, "", "</details>"])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError, StepError
 
+from penjing_quant.already import HINT, integers
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,11 +27,6 @@ CLIPPING = frozenset({"Relu", "Clip"})
 SAME_SCALE = frozenset(
     {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice"}
     | {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
-)
-#: operators that make or read integers in place of floats
-QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-    | {"QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm"}
 )
 
 #: bytes; protobuf keeps no message of 2 GiB or more
@@ -50,13 +47,9 @@ def load(path: Path) -> onnx.ModelProto:
             f"{path.name} keeps its weights in {', '.join(files[:3])}.",
             hint="Put onnx.export before: it brings them into one file.",
         )
+    if found := integers(proto):
+        raise StepError(f"{path.name} is quantised already: it holds {', '.join(found)}.", hint=HINT)
     net = prepared(proto)
-    found = sorted({node.op_type for node in net.graph.all_nodes()} & QUANTISED)
-    if found:
-        raise StepError(
-            f"{path.name} is quantised already: it holds {', '.join(found)}.",
-            hint="Give the float model, or leave the quantisation out of the recipe.",
-        )
     opset = net.graph.opset_imports.get("", 0)
     if opset < 13:
         raise StepError(

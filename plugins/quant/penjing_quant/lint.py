@@ -122,7 +122,8 @@ def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _of_the_graph(model: onnx.ModelProto, device: Device, backend: Backend) -> Iterator[Finding]:
-    from penjing_quant.graph import QUANTISED, prepared
+    from penjing_quant.already import QUANTISED
+    from penjing_quant.graph import prepared
     from penjing_quant.verify import findings
 
     net = prepared(model)

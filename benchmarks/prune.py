@@ -1,0 +1,267 @@
+"""Penjing's structured pruning beside torch-pruning, on trained networks: one table, printed as Markdown.
+
+    python benchmarks/prune.py [--only NAME] [--epochs N] [--seeds N] [--keep FOLDER]
+
+Both prune to the same share of MACs and are trained by the same trainer, for the same epochs, on the same photographs
+with the same seeds; torch-pruning's result is trained on labels, as its examples do, Penjing's also by distillation
+from the network before pruning. All are scored on the same test photographs and timed interleaved at one thread.
+Networks and photographs are read from `../shared`; a row whose files are missing is skipped, with the reason.
+torch-pruning is installed into a folder of its own (`pip install --no-deps --target`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import statistics
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from penjing import Context, Model, Technique, hookimpl, option
+from penjing.api import Request, compress
+from penjing.here import this_machine
+from penjing.host import Host
+from penjing.preprocess import Preprocess
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TORCH_PRUNING = "1.6.1"
+
+
+class MissingError(Exception):
+    """What a row needs is not here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchPruning(Technique):
+    """Prune with torch-pruning: global, group Taylor importance, channels in multiples."""
+
+    name = "peer.torch_pruning"
+    accepts = frozenset({"torch"})
+    produces = "torch"
+    needs = frozenset({"training", "labels"})
+    macs: float = option(0.5, "Share of the MACs to keep.", between=(0.05, 1))
+    multiple: int = option(16, "Channels are multiples of this.", between=(1, 64))
+    photographs: int = option(200, "Photographs whose gradients rank channels.", between=(1, 10_000))
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the network with fewer channels, by the smallest ratio that meets the share of MACs."""
+        import torch
+        import torch_pruning as tp
+
+        shape = [1 if size is None else size for size in model.inputs[0].shape]
+        example = torch.zeros(1, *shape[1:])
+        whole = tp.utils.count_ops_and_params(copy.deepcopy(model.value), example)[0]
+        low, high = 0.0, 0.95
+        for _ in range(7):  # the ratio by bisection: it is of channels, and MACs fall about with its square
+            ratio = (low + high) / 2
+            pruned = self._pruned(tp, model, context, example, ratio)
+            share = tp.utils.count_ops_and_params(pruned, example)[0] / whole
+            low, high = (ratio, high) if share > self.macs else (low, ratio)
+        pruned = self._pruned(tp, model, context, example, high)
+        pruned.eval()
+        key = uuid.uuid4().hex
+        (context.folder / "key").write_text(key)
+        MADE[key] = pruned
+        return model.become("torch", pruned)
+
+    def _pruned(self, tp: Any, model: Model, context: Context, example: Any, ratio: float) -> Any:
+        import torch
+
+        module = copy.deepcopy(model.value).eval().requires_grad_(True)
+        assert context.data is not None and model.preprocess is not None
+        importance = tp.importance.GroupTaylorImportance()
+        last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1:]
+        pruner = tp.pruner.BasePruner(
+            module, example, importance=importance, pruning_ratio=ratio, global_pruning=True,
+            round_to=self.multiple, ignored_layers=last,
+        )  # fmt: skip
+        for batch in context.data.train.batches(25, model.preprocess, self.photographs):
+            scores = module(torch.from_numpy(batch.inputs))
+            torch.nn.functional.cross_entropy(scores, torch.from_numpy(batch.labels)).backward()
+        pruner.step()
+        module.zero_grad(set_to_none=True)
+        return module
+
+    def restore(self, model: Model, folder: Path) -> Model:
+        """Return what `apply` made in this process, with nothing learnt since."""
+        return model.become("torch", copy.deepcopy(MADE[(folder / "key").read_text()]))
+
+
+#: what torch-pruning made in this process
+MADE: dict[str, Any] = {}
+
+
+@hookimpl
+def penjing_techniques() -> list[type[Technique]]:
+    """Bring the peer."""
+    return [TorchPruning]
+
+
+def shared(name: str) -> Path:
+    """Return a file or folder of `../shared`."""
+    path = SHARED / name
+    if not path.exists():
+        raise MissingError(f"there is no {path}")
+    return path
+
+
+def clothing(folder: Path, most: int) -> Request:
+    """Return MobileNetV2, trained on clothes of ten classes."""
+    return Request(
+        "torchvision:mobilenet_v2?num_classes=10",
+        "this-machine",
+        data=shared("data/clothing"),
+        weights=shared("models/mobilenet_v2_clothing160.pt"),
+        preprocess=Preprocess(resize=(176, 176), crop=160, mean=MEAN, std=STD),
+    )
+
+
+def cifar(entry: str) -> Callable[[Path, int], Request]:
+    """Return what makes a request for one of the ResNets trained on CIFAR-10."""
+
+    def request(folder: Path, most: int) -> Request:
+        import numpy as np
+
+        for split, file, count in (("train", "train", most), ("test", "test-dev", 5000)):
+            with np.load(shared(f"data/cifar10/{file}.npz")) as archive:
+                data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
+                classes = archive["classes"]
+            for i in range(min(count, len(labels))):
+                target = folder / split / f"{labels[i]}-{classes[labels[i]]}" / f"{i:05}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
+        return Request(
+            f"{shared('models/cifar_resnet.py')}:{entry}",
+            "this-machine",
+            data=folder,
+            weights=shared(f"models/{entry}_cifar10.pt"),
+            preprocess=Preprocess(resize=(32, 32), mean=MEAN, std=STD),
+        )
+
+    return request
+
+
+#: network, and the shares of MACs to keep
+ROWS: dict[str, tuple[Callable[[Path, int], Request], tuple[float, ...]]] = {
+    "MobileNetV2, clothing": (clothing, (0.5, 0.33)),
+    "ResNet-20, CIFAR-10": (cifar("resnet20"), (0.4,)),
+    "ResNet-56, CIFAR-10": (cifar("resnet56"), (0.4,)),
+}
+
+
+def recipes(
+    macs: float, multiple: int, epochs: int, int8: bool
+) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Return the recipes compared, by name: steps with their options."""
+    ours = ("prune.structured", {"macs": macs, "channel_multiple": multiple})
+    labels = ("distill.logits", {"epochs": epochs, "weight": 0.0})
+    teacher = ("distill.logits", {"epochs": epochs})
+    end: list[tuple[str, dict[str, Any]]] = [("onnx.export", {}), ("onnx.simplify", {})]
+    found = {
+        "torch-pruning, labels": [("peer.torch_pruning", {"macs": macs, "multiple": multiple}), labels, *end],
+        "penjing, labels": [ours, labels, *end],
+        "penjing, distillation": [ours, teacher, *end],
+    }
+    if int8:
+        found["penjing, distillation, INT8"] = [ours, teacher, *end, ("quant.static", {})]
+    return {name: [*steps, ("onnxrt", {})] for name, steps in found.items()}
+
+
+def write_recipe(path: Path, steps: list[tuple[str, dict[str, Any]]]) -> Path:
+    """Write a recipe file."""
+    tables = [
+        "\n".join(["[[recipe]]", f'use = "{name}"', *(f"{key} = {value}" for key, value in options.items())])
+        for name, options in steps
+    ]
+    path.write_text("\n".join(tables) + "\n")
+    return path
+
+
+def install_peer(folder: Path) -> None:
+    """Install torch-pruning into `folder`, and find it there."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*command, f"torch-pruning=={TORCH_PRUNING}"], check=True)
+    sys.path.append(str(folder))
+
+
+def one(
+    request: Request, host: Host, folder: Path, steps: list[tuple[str, dict[str, Any]]], seed: int
+) -> Any:
+    """Carry out a recipe and return the report's optimised column."""
+    folder.mkdir(parents=True)
+    recipe = write_recipe(folder / "recipe.toml", steps)
+    request = dataclasses.replace(request, recipe=recipe, seed=seed, out=folder / "run")
+    return compress(request, host=host)["columns"]
+
+
+def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
+    """Make and measure all models of one network, and print them as they are done."""
+    make, shares = ROWS[name]
+    request = make(folder / "photographs", options.photographs)
+    host = Host([sys.modules[__name__]])
+    for macs in shares:
+        print(f"\n**{name}**, {100 * macs:g} % of the MACs, {options.epochs} epochs, {options.seeds} seeds\n")
+        print(
+            "| | MACs left % | size % | top-1 % by seed | mean | kept % | speed |\n|---|---|---|---|---|---|---|"
+        )
+        multiple = 16 if name.startswith("Mobile") else 4
+        for label, steps in recipes(macs, multiple, options.epochs, options.int8).items():
+            found = [
+                one(request, host, folder / f"{label}-{macs}-{seed}".replace(", ", "-"), steps, seed)
+                for seed in range(options.seeds)
+            ]
+            print(line(label, found), flush=True)
+
+
+def line(label: str, found: list[Any]) -> str:
+    """Return the line of one recipe: its optimised columns over all seeds."""
+    originals, results = [columns[0] for columns in found], [columns[-1] for columns in found]
+    accuracies = [result["accuracy"]["value"] for result in results]
+    kept = [result["accuracy"]["retained"] for result in results]
+    speeds = [result["latency"]["speedup"] for result in results]
+    macs = [result["macs"] / original["macs"] for original, result in zip(originals, results, strict=True)]
+    size = [result["size_ratio"] for result in results]
+    each = " / ".join(f"{100 * value:.1f}" for value in accuracies)
+    return (
+        f"| {label} | {100 * statistics.mean(macs):.1f} | {100 * statistics.mean(size):.1f} | {each} "
+        f"| {100 * statistics.mean(accuracies):.2f} | {100 * statistics.mean(kept):.1f} "
+        f"| {statistics.mean(speeds):.2f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--only", choices=list(ROWS), help="one network")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of training after pruning")
+    parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
+    parser.add_argument("--photographs", type=int, default=50_000, help="of CIFAR-10 to train on, at most")
+    parser.add_argument("--int8", action="store_true", help="also quantise what distillation made")
+    parser.add_argument("--keep", type=Path, help="an empty folder to leave models and reports in")
+    options = parser.parse_args()
+    device = this_machine()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("penjing", "torch", "onnxruntime"))
+    print(
+        f"{device.title} ({', '.join(sorted(device.isa))}), 1 thread; {versions}; torch-pruning {TORCH_PRUNING}."
+    )
+    with TemporaryDirectory() as scratch:
+        install_peer(Path(scratch) / "peer")
+        for name in [options.only] if options.only else ROWS:
+            folder = (options.keep or Path(scratch)) / name.split(",")[0].lower()
+            folder.mkdir(parents=True)
+            try:
+                rows(name, options, folder)
+            except MissingError as missing:
+                print(f"\n**{name}**: skipped, {missing}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
