@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penjing.doctor import why_not_served
 from penjing.errors import PlanError, StepError
 from penjing.options import option
 from penjing.step import Backend, Deployment
@@ -81,6 +82,10 @@ class TensorRT(Backend):
         if "tensorrt" not in device.runtime:
             raise PlanError(f"{device.title} runs no TensorRT.", hint=f"Its backend is {device.backend}.")
         aim = target(device)
+        if device.sm and all(reasons := [why_not_served(release, device.sm) for release in aim.meant]):
+            raise PlanError(
+                f"{reasons[-1]}, which {device.title} has.", hint="Choose another stack, or mend the profile."
+            )
         self.adapter(aim).check(device, aim, self.precision)
         self._check_flags(device, aim)
         self._check_gpu(device)
