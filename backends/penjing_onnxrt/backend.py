@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from penjing.errors import InputError, StepError
 from penjing.here import this_machine
 from penjing.options import option
-from penjing.step import Backend, Scheme
+from penjing.step import Backend, Deployment, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,10 @@ class OnnxRuntime(Backend):
             operators=OPERATORS,
             source=_SOURCE,
         )
+
+    def deployment(self, model: Model, device: Device) -> Deployment:
+        """Return that ONNX Runtime takes the model as it is."""
+        return Deployment("onnxruntime")
 
     def apply(self, model: Model, context: Context) -> Model:
         """Load the model, and count what the runtime made of it."""

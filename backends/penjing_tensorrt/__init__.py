@@ -30,7 +30,9 @@ def penjing_techniques() -> list[type[Technique]]:
 
 @hookimpl
 def penjing_commands(cli: click.Group) -> None:
-    """Bring `penjing dla`."""
-    from penjing_tensorrt.dla import command
+    """Add `penjing tune` and `penjing dla`."""
+    from penjing_tensorrt.dla.command import dla
+    from penjing_tensorrt.tune_command import tune
 
-    command.add(cli)
+    cli.add_command(tune)
+    cli.add_command(dla)

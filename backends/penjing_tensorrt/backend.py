@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penjing.errors import PlanError, StepError
 from penjing.options import option
-from penjing.step import Backend
+from penjing.step import Backend, Deployment
 
 from penjing_tensorrt import installed
 from penjing_tensorrt.adapters import Adapter, adapter
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: names of the files that a build reads and writes, beside each other
 ONNX, ENGINE, TIMING, LAYERS = "model.onnx", "model.plan", "timing.cache", "layers.json"
+#: options that the runner of a bundle does not read
+_BY_HAND = ("layers", "tf32", "sparse", "version_compatible", "hardware_compatible", "max_batch")
 _HARDWARE = {"none": "none", "ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
 
 
@@ -143,6 +145,8 @@ class TensorRT(Backend):
         """Return the TensorRT that is meant, the one that is here, and what stands in for it."""
         from importlib.metadata import version
 
+        from penjing_tensorrt import rtx
+
         found = installed.look()
         engine = "" if installed.why_no_engine(device, found) else found.version
         return {
@@ -151,6 +155,7 @@ class TensorRT(Backend):
             "precisions": device.precisions,
             "here": {"tensorrt": engine, "module": found.module, "gpus": found.gpus} if engine else {},
             "onnxruntime": version("onnxruntime"),
+            "rtx": "" if rtx.available() else version(rtx.PACKAGES[1]),
         }
 
     def scheme(self, device: Device) -> Scheme | None:
@@ -168,6 +173,30 @@ class TensorRT(Backend):
     def available(self, device: Device) -> str:
         """Return why no engine of the device can run in this process; "" where one can."""
         return installed.why_no_session(device)
+
+    def deployment(self, model: Model, device: Device) -> Deployment:
+        """Return how the runner of a bundle builds the engine on the device."""
+        aim, build = target(device), self.build_of(model, device)
+        formats = ("fp16", "bf16", "int8") if build.formats == ("best",) else build.formats
+        order: dict[str, Any] = {
+            "precisions": [name for name in formats if name in device.precisions],
+            "strongly_typed": build.typing == "strong",
+            "workspace_mb": build.workspace,
+            "command": build_command(aim, build, onnx=ONNX, engine=ENGINE),
+        }
+        if build.level is not None:
+            order["optimization_level"] = build.level
+        return Deployment("tensorrt", order)
+
+    def _warn_of_runner(self, context: Context) -> None:
+        """Tell which options the runner of a bundle leaves out, since only the command by hand has them."""
+        plain = type(self)()
+        asked = [name for name in _BY_HAND if getattr(self, name) != getattr(plain, name)]
+        if asked or self.precision == "fp8":
+            names = ", ".join(f"tensorrt.{name}" for name in asked or ["precision=fp8"])
+            context.warn(
+                f"`runner.py --build` does not know {names}: build by the command in the bundle's README."
+            )
 
     def adapter(self, aim: Target) -> Adapter:
         """Return the way in which precision is told to the TensorRT meant."""
@@ -230,6 +259,7 @@ class TensorRT(Backend):
         device, found = context.device, installed.look()
         build = self.build_of(model, device)
         context.details.update(described(target(device), build))
+        self._warn_of_runner(context)
         why = installed.why_no_engine(device, found)
         if not why:
             from penjing_tensorrt.on_device import make
@@ -237,7 +267,25 @@ class TensorRT(Backend):
             return make(model, build, found, context)
         Simulation(model)  # which tells now, rather than while measuring, that the graph cannot be run
         context.details["engine"] = f"not built here: {why}"
+        self._gate(model, context)
         return model
+
+    def _gate(self, model: Model, context: Context) -> None:
+        """Let TensorRT-RTX parse and build the graph where it is installed: StepError names the node it refuses."""
+        from penjing_tensorrt import rtx
+
+        if why := rtx.available():
+            context.details["rtx"] = f"not tried: {why}"
+            return
+        verdict = rtx.gate(Path(model.value), rtx.targets(context.device))
+        context.details["rtx"] = verdict.details()
+        if verdict.outcome == "refused":
+            raise StepError(
+                f"TensorRT-RTX, which reads graphs as TensorRT does, refuses this one: {verdict.refusals[0]}",
+                hint="It is tried because no TensorRT is here; without it this would fail on the device.",
+            )
+        if verdict.outcome == "undecided":
+            context.warn(f"Whether TensorRT takes the graph is not known: {verdict.reason}.")
 
     def open(self, model: Model, device: Device) -> Session:
         """Load a model in TensorRT where it is here, else in ONNX Runtime, which answers as the engine would."""

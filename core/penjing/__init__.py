@@ -16,7 +16,8 @@ from penjing.options import option
 from penjing.plan import Plan
 from penjing.preprocess import Preprocess
 from penjing.recipe import Recipe, Use
-from penjing.step import Backend, Context, Progress, Scheme, Session, Step, Technique
+from penjing.reload import load
+from penjing.step import Backend, Context, Progress, Scheme, Session, Source, Step, Technique
 from penjing.task import Task
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "Scheme",
     "Session",
+    "Source",
     "Step",
     "StepError",
     "Task",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "compress",
     "hookimpl",
+    "load",
     "open_data",
     "option",
     "plan",

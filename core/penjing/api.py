@@ -18,6 +18,7 @@ from penjing.recipe import ending_with, from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
+    from penjing.ranks import Ranks
     from penjing.report import Report
 
 
@@ -117,8 +118,16 @@ def _check_folders(request: Request) -> None:
         )
 
 
-def compress(request: Request, *, host: Host | None = None, progress: Progress | None = None) -> Report:
+def compress(
+    request: Request,
+    *,
+    host: Host | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Report:
     """Carry out the main job, and return the report that also lies in the run folder.
+
+    With `ranks` this is rank 0 of several processes, of which the others call `assist` with the same request.
 
     Raises PlanError before anything has run, StepError while running; finished steps stay, and the same request
     takes up where it stopped.
@@ -136,12 +145,12 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     planned = plan(request, host=host, progress=progress)
     for warning in (*planned.model.warnings, *(planned.data.warnings if planned.data else ())):
         progress.warn(warning)
-    run = Run(host, planned, request.folder, seed=request.seed, progress=progress)
+    run = Run(host, planned, request.folder, seed=request.seed, progress=progress, ranks=ranks)
     with run.opened(_describe(request, planned)):
         columns = run.make()
         report = compare(run, columns, request.command)
         model = columns["optimised"].model
-        if not (why := bundle.why_not(model, planned.backend)):
+        if not (why := bundle.why_not(model, planned.backend, planned.device)):
             bundle.write(request.folder, model, planned, report)
         else:
             progress.warn(f"No bundle is made: {why}.")
@@ -149,11 +158,22 @@ def compress(request: Request, *, host: Host | None = None, progress: Progress |
     return report
 
 
+def assist(request: Request, ranks: Ranks, *, host: Host | None = None) -> None:
+    """Take part in the training steps of `compress(request, ranks=…)` of rank 0, until its models are made."""
+    from penjing.run import Run
+
+    host = host or Host()
+    Run(host, plan(request, host=host), request.folder, seed=request.seed, ranks=ranks).assist()
+
+
 def _describe(request: Request, planned: Plan) -> dict[str, Any]:
     """Return what run.json keeps: what was asked, and what the models in the run need to be run again."""
     model, backend = planned.model, planned.backend
     return {
         "source": request.source,
+        "weights": str(request.weights.absolute()) if request.weights else None,
+        "cwd": str(Path.cwd()),
+        "fingerprint": model.fingerprint,
         "device": request.device,
         "command": request.command,
         "backend": {"name": backend.name, "options": dataclasses.asdict(backend)},  # type: ignore[call-overload]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from penjing.api import Request
+    from penjing.ranks import Ranks
     from penjing.report import Report
     from penjing.step import Progress
 
@@ -196,12 +197,27 @@ def compress(as_json: bool, quiet: bool, **asked: Any) -> None:
     decided from so few photographs or runs; 3 when the plan is refused, 4 when a step fails, 5 when a plugin does,
     70 when Penjing itself is at fault.
     """
+    from penjing.api import assist
     from penjing.api import compress as carry_out
+    from penjing.ranks import from_environment
 
-    request = _request(asked)
-    with _progress(quiet) as progress:
-        report = carry_out(request, progress=progress)
-    _show(report, request.folder, as_json, quiet)
+    request, ranks = _request(asked), from_environment()
+    with _speaking(ranks), _progress(quiet or not ranks.first) as progress:
+        if not ranks.first:
+            return assist(request, ranks)
+        report = carry_out(request, progress=progress, ranks=ranks)
+    return _show(report, request.folder, as_json, quiet)
+
+
+@contextmanager
+def _speaking(ranks: Ranks) -> Iterator[None]:
+    """Let only the first of several processes that fail say why: the others fail because it did."""
+    try:
+        yield
+    except Exception as error:
+        if ranks.may_speak():
+            raise
+        sys.exit(error.exit_code if isinstance(error, PenjingError) else FAULT)
 
 
 def _show(report: Report, folder: Path, as_json: bool, quiet: bool) -> None:
@@ -273,16 +289,26 @@ def plugins(step: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--device", metavar="NAME", help="Also compare with what this device runs.")
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="FILE",
+    help="Look at this engine file alone: who made it, and whether it loads here and on the device.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def doctor(device: str | None, as_json: bool) -> None:
-    """Tell what is installed here, what will not work together, and what to do about it."""
+def doctor(device: str | None, engine: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Tell what is installed here, what will not work together, and what to do about it.
+
+    An engine file is read, never executed: its header says whether TensorRT or TensorRT-RTX made it, and which version.
+    """
     import dataclasses
 
-    from penjing.doctor import examine
+    from penjing.doctor import examine, examine_engine
     from penjing.host import Host
 
     host = Host()
-    findings = examine(host.device(device) if device else None, host.broken)
+    target = host.device(device) if device else None
+    findings = examine_engine(engine, target) if engine else examine(target, host.broken)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:

@@ -95,7 +95,7 @@ def make_plan(
             lines.append(Line(use, None, "No plugin installed here brings it."))
             continue
         step = build(host.step(use.name), use.name, use.options)
-        obstacle, hint = _obstacle(step, form, device, backend, data)
+        obstacle, hint = _obstacle(step, form, model, device, backend, data)
         if obstacle and not use.optional:
             raise PlanError(obstacle, hint=hint)
         why = "" if obstacle else _why(step, device, backend)
@@ -158,7 +158,7 @@ def _backend(host: Host, recipe: Recipe, device: Device) -> tuple[Backend | None
 
 
 def _obstacle(
-    step: Step, form: str, device: Device, backend: Backend | None, data: Data | None
+    step: Step, form: str, model: Model, device: Device, backend: Backend | None, data: Data | None
 ) -> tuple[str, str]:
     """Return why this step cannot run, and what to do about it; ("", "") where it can."""
     if form not in step.accepts:
@@ -185,11 +185,12 @@ def _obstacle(
                 f"{step.name} needs labels; {data.root} has none.",
                 "Sort the photographs into class folders.",
             )
-    if backend is not None:
-        try:
+    try:
+        step.check_source(model)
+        if backend is not None:
             step.check(device, backend)
-        except PlanError as error:
-            return error.message, error.hint
+    except PlanError as error:
+        return error.message, error.hint
     return "", ""
 
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from penjing.errors import StepError
 from penjing.goal import Goal
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from penjing.device import Device
     from penjing.exhibit import Exhibit
     from penjing.model import Model
+    from penjing.ranks import Ranks
+    from penjing.task import Task
 
 
 class Progress(Protocol):
@@ -58,6 +61,29 @@ class Silent:
     def warn(self, message: str) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model that a step opens besides the one it is given, such as a teacher."""
+
+    name: str
+    #: a file of weights to load into it
+    weights: Path | None = None
+    #: True where it takes images prepared as the original's are, whatever it would say itself
+    alike: bool = False
+
+
+class Open(Protocol):
+    """Opens a model by its source; twice the same source is opened once."""
+
+    def __call__(self, source: Source) -> Model:
+        """Return the model, which nobody may change; InputError where it cannot be opened."""
+
+
+def opens_nothing(source: Source) -> Model:
+    """Refuse to open anything: the answer of a context that nobody gave a way to."""
+    raise StepError(f"{source.name} cannot be opened: this context has no way to open a model.")
+
+
 @dataclasses.dataclass
 class Context:
     """What a step may know and use while it runs."""
@@ -78,6 +104,17 @@ class Context:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     #: pictures and tables that the report shows of this step
     exhibits: list[Exhibit] = dataclasses.field(default_factory=list)
+    #: the model as it was opened, before any step; only a step that trains may use it, as a teacher
+    original: Model | None = None
+    #: opens those models that the step's `sources` names
+    open: Open = opens_nothing
+    #: where a long job keeps what it needs to be taken up again after kill -9, to be made where it is missing, and
+    #: removed when the step is finished; None where nothing survives
+    scratch: Path | None = None
+    #: which of the processes that train together this is
+    ranks: Ranks = dataclasses.field(default_factory=lambda: _alone())
+    #: how outputs are scored; None where nobody said
+    task: Task | None = None
 
     def show(self, exhibit: Exhibit) -> None:
         """Put a picture or a table into the report."""
@@ -88,6 +125,12 @@ class Context:
         if message not in self.warnings:
             self.warnings.append(message)
             self.progress.warn(message)
+
+
+def _alone() -> Ranks:
+    from penjing.ranks import Ranks
+
+    return Ranks()
 
 
 class Step(ABC):
@@ -101,9 +144,15 @@ class Step(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: True where it changes the form only, so that the original model takes it too
     exact: ClassVar[bool] = False
+    #: True where the result depends on the user's goal, which is then part of the cache key
+    heeds_goal: ClassVar[bool] = False
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError where this step, with its options, cannot serve that device. Nothing has run yet."""
+        return
+
+    def check_source(self, model: Model) -> None:
+        """Raise PlanError where this step cannot serve the model that was opened, whatever its steps before do."""
         return
 
     def explain(self, device: Device, backend: Backend) -> str:
@@ -113,6 +162,10 @@ class Step(ABC):
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the facts of device and backend that the result depends on: part of the cache key."""
         return {}
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return the models that `apply` opens through `context.open`: their weights are part of the cache key."""
+        return ()
 
     @abstractmethod
     def apply(self, model: Model, context: Context) -> Model:
@@ -124,6 +177,14 @@ class Step(ABC):
         The host stores paths and the weights of a module. A step that changes a module's structure overrides this.
         """
         return None
+
+    def skeleton(self, model: Model, open_model: Open) -> Model:
+        """Return the model whose module has the structure of the result.
+
+        The host loads the weights it kept into a copy of that. A step that trains another network than the one
+        it was given overrides this.
+        """
+        return model
 
     def naive(self) -> Self | None:
         """Return this step in its naive form, for the report's *direct* column; None to leave it out."""

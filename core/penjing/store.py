@@ -16,9 +16,10 @@ from penjing.errors import PluginError
 from penjing.exhibit import to_dict
 from penjing.files import inside, sha256_of, sync
 from penjing.model import Model, Tensor
+from penjing.step import opens_nothing
 
 if TYPE_CHECKING:
-    from penjing.step import Context, Step
+    from penjing.step import Context, Open, Step
 
 RECORD = "step.json"
 WEIGHTS = "weights.safetensors"
@@ -35,11 +36,17 @@ class Done:
 
 
 class Store:
-    """The steps of one run, each in a folder named by what it depends on. One process at a time may use it."""
+    """The steps of one run, each in a folder named by what it depends on.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    One process at a time may write into it: the others say `reading`, and leave everything as it is. `open_model`
+    opens the models that `Step.skeleton` asks for.
+    """
+
+    def __init__(self, root: Path, open_model: Open = opens_nothing, *, reading: bool = False) -> None:
+        self.root, self.open_model = root, open_model
         self.folder = root / "steps"
+        if reading:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
@@ -129,13 +136,13 @@ class Store:
     def _restore(self, step: Step, key: str, before: Model, folder: Path, record: dict[str, Any]) -> Model:
         restored = step.restore(before, folder)
         if restored is None:
-            value = self._value(before, folder, record["value"])
+            value = self._value(step, before, folder, record["value"])
             restored = before.become(step.produces, value)
         return dataclasses.replace(
             restored, fingerprint=key, inputs=_tensors(record["inputs"]), outputs=_tensors(record["outputs"])
         )
 
-    def _value(self, before: Model, folder: Path, value: str | None) -> Any:
+    def _value(self, step: Step, before: Model, folder: Path, value: str | None) -> Any:
         if value == "unchanged":
             return before.value
         if value is not None:
@@ -144,7 +151,7 @@ class Store:
 
         from safetensors.torch import load_file
 
-        module = copy.deepcopy(before.value)
+        module = copy.deepcopy(step.skeleton(before, self.open_model).value)
         module.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
         return module
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+#: how a photograph becomes the input of `small_model`
+SMALL = Preprocess(resize=(32, 32))
 NEEDS = frozenset({"calibration", "training", "labels"})
 
 
@@ -57,18 +59,7 @@ def torch_model(module: nn.Module, *, size: int = 32, channels: int = 3) -> Mode
 
 def small_model(folder: Path, form: str = "torch") -> Model:
     """Return a network of two classes for 32 x 32 photographs in form "torch", or "onnx" as a file in `folder`."""
-    import torch
-    from torch import nn
-
-    torch.manual_seed(0)
-    layers = (
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 2),
-    )
-    model = torch_model(nn.Sequential(*layers))
+    model = torch_model(small_network())
     if form == "torch":
         return model
     work = folder / "small-model"
@@ -77,16 +68,45 @@ def small_model(folder: Path, form: str = "torch") -> Model:
     return build(Host().step("onnx.export"), "onnx.export", {}).apply(model, context)
 
 
+def small_network(seed: int = 0) -> nn.Module:
+    """Return the network of `small_model`: as a source it is `penjing.testing:small_network`."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 2),
+        )
+    return nn.Sequential(*layers)
+
+
 def small_context(folder: Path, *, device: str = "x86-64-avx2", backend: Backend | None = None) -> Context:
-    """Return a context for a device and its backend, with a dozen photographs of two classes, below `folder`."""
+    """Return a context for a device and its backend, with some photographs of two classes, below `folder`.
+
+    They are enough for every split. The original model, from which a step that trains may learn, is of the kind that
+    `small_model` returns, with other weights.
+    """
     from penjing.data import open_data
 
     host = Host()
     target = host.device(device)
-    data = open_data(photographs(folder / "photographs"), outputs=2)
+    data = open_data(photographs(folder / "photographs", each=36), outputs=2)
     work = folder / "work"
     work.mkdir()
-    return Context(target, Goal(), data, work, backend or host.backend(target.backend))
+    return Context(
+        target,
+        Goal(),
+        data,
+        work,
+        backend or host.backend(target.backend),
+        original=torch_model(small_network(1)),
+        open=lambda source: host.open(source.name, weights=source.weights, preprocess=SMALL),
+    )
 
 
 def check_step(step: Step, model: Model, context: Context) -> Model:
@@ -100,7 +120,7 @@ def check_step(step: Step, model: Model, context: Context) -> Model:
     _check_options(step)
     assert model.form in step.accepts, f"{step.name} does not accept form {model.form!r}"
     before = _content(model), _traces(model)
-    store = Store(context.folder / "run")
+    store = Store(context.folder / "run", context.open)
 
     with store.room() as folder:
         outside = _files(context.folder.parent, besides=folder)
@@ -166,7 +186,7 @@ def _check_details(step: Step, context: Context) -> None:
 
 
 def _inside(context: Context, folder: Path) -> Context:
-    return dataclasses.replace(context, folder=folder, warnings=[], details={})
+    return dataclasses.replace(context, folder=folder, warnings=[], details={}, exhibits=[], scratch=None)
 
 
 def _content(model: Model) -> str:

@@ -10,6 +10,8 @@ from penjing.options import options_of
 from penjing.testing import check_declaration, check_step, small_context, small_model
 
 STEPS = Host().steps
+#: options without which a step can do nothing
+OPTIONS = {"distill.student": {"student": "penjing.testing:small_network"}}
 each_step = pytest.mark.parametrize("name", sorted(STEPS))
 
 
@@ -30,4 +32,4 @@ def test_every_option_has_a_help_that_is_a_sentence(name: str) -> None:
     ("name", "form"), [(name, form) for name, step in sorted(STEPS.items()) for form in sorted(step.accepts)]
 )
 def test_every_step_keeps_its_promises(name: str, form: str, tmp_path: Path) -> None:
-    check_step(STEPS[name](), small_model(tmp_path, form), small_context(tmp_path))
+    check_step(STEPS[name](**OPTIONS.get(name, {})), small_model(tmp_path, form), small_context(tmp_path))

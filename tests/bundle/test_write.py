@@ -12,6 +12,7 @@ from penjing import bundle
 from penjing.bundle import readme, runner
 from penjing.device import builtin_profiles, find_device
 from penjing.errors import StepError
+from penjing.step import Deployment
 
 Make = Callable[..., Path]
 DOCS = Path(__file__).parents[2] / "docs" / "bundle.md"
@@ -106,12 +107,13 @@ def test_labels_are_made_harmless(make: Make, monkeypatch: pytest.MonkeyPatch) -
 def test_a_backend_that_the_runner_does_not_know_makes_no_bundle() -> None:
     model: Any = SimpleNamespace(inputs=(SimpleNamespace(shape=(1, 3, 8, 8)),))
     vector: Any = SimpleNamespace(inputs=(SimpleNamespace(shape=(1, 3)),))
-    known: Any = SimpleNamespace(name="onnxrt")
-    other: Any = SimpleNamespace(name="abacus")
+    known: Any = SimpleNamespace(name="onnxrt", deployment=lambda *_: Deployment("onnxruntime"))
+    other: Any = SimpleNamespace(name="abacus", deployment=lambda *_: None)
+    device: Any = None
 
-    assert not bundle.why_not(model, known)
-    assert "abacus" in bundle.why_not(model, other)
-    assert "one image" in bundle.why_not(vector, known)
+    assert not bundle.why_not(model, known, device)
+    assert "abacus" in bundle.why_not(model, other, device)
+    assert "one image" in bundle.why_not(vector, known, device)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_the_lowest_version_is_what_the_profile_asks_for_and_the_opset_needs(
 ) -> None:
     device: Any = SimpleNamespace(runtime={"onnxruntime": asked})
 
-    assert bundle._minimum(device, opset) == minimum
+    assert bundle._minimum(device, opset, "onnxruntime") == minimum
 
 
 def test_the_manifest_is_described_field_by_field(pristine: Path) -> None:
@@ -132,11 +134,14 @@ def test_the_manifest_is_described_field_by_field(pristine: Path) -> None:
     assert sorted(described) == sorted(fields(json.loads((pristine / "manifest.json").read_text())))
 
 
-@pytest.mark.parametrize("name", ["raspberry-pi-5", "jetson-orin-nano", "jetson-nano", "x86-64-avx2"])
+@pytest.mark.parametrize("name", ["raspberry-pi-5", "jetson-orin-nano", "jetson-nano", "x86-64-avx2", "t4"])
 def test_the_readme_has_the_commands_of_the_board(pristine: Path, name: str) -> None:
+    device = find_device(name, builtin_profiles())
     manifest = json.loads((pristine / "manifest.json").read_text())
-    manifest["runtime"]["minimum"] = "" if name == "jetson-nano" else "1.21"
-    text = readme.render(find_device(name, builtin_profiles()), manifest)
+    runtime = "tensorrt" if device.backend == "tensorrt" else "onnxruntime"
+    manifest["runtime"] |= {"name": runtime, "minimum": bundle._minimum(device, 13, runtime)}
+    manifest["runtime"]["build"] = {"command": ["trtexec", "--onnx=model.onnx"]}
+    text = readme.render(device, manifest)
 
     wanted = {
         "raspberry-pi-5": (
@@ -144,14 +149,19 @@ def test_the_readme_has_the_commands_of_the_board(pristine: Path, name: str) -> 
             "64-bit system with Python 3.10",
         ),
         "jetson-orin-nano": (
-            '~/penjing/bin/pip install numpy pillow "onnxruntime>=1.21"',
+            "sudo apt-get install -y python3-libnvinfer python3-numpy python3-pil",
             "Python 3.10, as jetpack-6.2",
+            "\npython3 runner.py --build\n",
+            "\ntrtexec --onnx=model.onnx\n",
+            "jetson_clocks",
         ),
-        "jetson-nano": (
-            "python3 -m pip install --user numpy pillow onnxruntime==1.10.0",
-            "python3 runner.py photo.jpg",
-        ),
+        "jetson-nano": ("python3-libnvinfer", "Python 3.6, as jetpack-4.6", "python3 runner.py photo.jpg"),
         "x86-64-avx2": ("python3 -m venv ~/penjing", "~/penjing/bin/python runner.py --bench"),
+        "t4": (
+            '~/penjing/bin/pip install numpy pillow "tensorrt>=10.0,<11"',
+            "~/penjing/bin/python runner.py --build",
+        ),
     }[name]
-    assert all(words in text for words in wanted)
+    assert all(words in text for words in wanted), text
     assert "$" not in text
+    assert ("--build" in text) == (runtime == "tensorrt")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from penjing.errors import StepError
 from penjing_quant.calibrate import Histogram, calibrate
 from penjing_quant.integers import Range
-from penjing_quant.static import _Photographs
+from penjing_quant.photographs import Photographs
 
 METHODS = ["minmax", "average", "percentile", "entropy", "mse"]
 
@@ -27,7 +27,7 @@ def test_ranges_do_not_depend_on_how_photographs_were_batched(method, sizes, net
     """Fault R1: batches of 2, 2 and 1 break calibrators that stack them."""
 
     def ranges(sizes):
-        photos = _Photographs(split(photographs[:5], sizes), None, 5)
+        photos = Photographs(split(photographs[:5], sizes), None, 5)
         return calibrate(net.model, ["x", "y"], photos, cpu, method).ranges
 
     assert ranges(sizes) == ranges([5])

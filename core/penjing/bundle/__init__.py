@@ -4,6 +4,7 @@ BUNDLE/
     manifest.json     what is in it and how it is run: docs/bundle.md
     model.onnx        the optimised model
     runner.py         runs it, on Python 3.6 or later, with numpy, Pillow and the device's runtime
+    *                 what an engine is built from besides, such as a calibration cache
     README.md         the commands for this device
     golden/*.npy      recorded inputs, and the outputs they must give
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.bundle import readme, runner
-from penjing.errors import InputError, PlanError, StepError
+from penjing.bundle import engine, readme, runner
+from penjing.errors import InputError, PlanError, PluginError, StepError
 from penjing.files import sha256_of, sync
 from penjing.here import this_machine
 
@@ -31,19 +33,19 @@ if TYPE_CHECKING:
     from penjing.model import Model, Tensor
     from penjing.plan import Plan
     from penjing.report import Report
-    from penjing.step import Backend
+    from penjing.step import Backend, Deployment
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["read", "why_not", "write"]
+__all__ = ["read", "said", "why_not", "write"]
 
-#: what runs the models of a backend on its device; the runner knows how
-RUNTIMES = {"onnxrt": "onnxruntime"}
 #: releases of onnxruntime and the highest opset each loads, measured with a one-node model on CPython 3.8 and 3.11
 READS = (
     ("1.8", 14), ("1.9", 15), ("1.11", 16), ("1.12", 17), ("1.14", 18), ("1.15", 19), ("1.17", 20), ("1.18", 21),
     ("1.21", 22), ("1.23", 23), ("1.24", 25), ("1.25", 26), ("1.32", 28),
 )  # fmt: skip
+#: files of the bundle's own
+_OWN = ("manifest.json", "model.onnx", "runner.py", "README.md")
 #: photographs to record, and about how many bytes of outputs
 GOLDEN, GOLDEN_BYTES = 4, 2**24
 #: the least tolerance: what another CPU or version may change in float arithmetic; the most: beyond it lies chance
@@ -54,10 +56,15 @@ _FLOATS = ("session.disable_quant_qdq", "1")
 _SIGNED, _EXACT = ("session.qdqisint8allowed", "1"), ("session.x64quantprecision", "1")
 
 
-def why_not(model: Model, backend: Backend) -> str:
+def why_not(model: Model, backend: Backend, device: Device) -> str:
     """Return why no bundle can be made of a model that ends in this backend, "" where one can."""
-    if backend.name not in RUNTIMES:
+    deployment = backend.deployment(model, device)
+    if deployment is None:
         return f"the runner cannot run what the backend {backend.name} makes"
+    if deployment.runtime not in runner.RUNTIMES:
+        return (
+            f"the runner knows no runtime {deployment.runtime!r}, which the backend {backend.name} asks for"
+        )
     if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
         return "the runner feeds one image, NCHW, and the model takes something else"
     return ""
@@ -70,9 +77,17 @@ def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
     """
     target = folder / "bundle"
     with _appearing(target) as new:
+        deployment = plan.backend.deployment(model, plan.device)
+        assert deployment is not None, "why_not() said that there is one"
         shutil.copyfile(model.value, new / "model.onnx")
-        shutil.copyfile(Path(runner.__file__), new / "runner.py")
-        manifest = _manifest(model, plan, report)
+        for name, path in deployment.files.items():
+            if name in _OWN or not runner.NAME.match(name):
+                raise PluginError(
+                    f"{plan.backend.name} puts a file into the bundle that it may not: {name!r}."
+                )
+            shutil.copyfile(path, new / name)
+        (new / "runner.py").write_text(runner_source(deployment.runtime), "utf-8")
+        manifest = _manifest(model, plan, report, deployment)
         inputs = _inputs(model, plan)
         try:
             manifest["golden"] = _record(new, manifest, inputs, plan, model)
@@ -81,6 +96,20 @@ def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
         (new / "README.md").write_text(readme.render(plan.device, manifest), "utf-8")
         _seal(new, manifest)
     return target
+
+
+def runner_source(runtime: str) -> str:
+    """Return the runner, one file, with its part for TensorRT where that is what runs the model."""
+    source = Path(runner.__file__).read_text("utf-8")
+    if runtime != "tensorrt":
+        return source
+    body, start, end = source.partition('\n\nif __name__ == "__main__":\n')
+    second = Path(engine.__file__).read_text("utf-8")
+    # imports of the standard library may stand twice; those of the first part are its own names
+    second = re.sub(
+        r"^from penjing\.bundle\.runner import \(.*?^\).*?\n", "", second, flags=re.DOTALL | re.MULTILINE
+    )
+    return f"{body}\n\n{second}{start}{end}"
 
 
 def read(folder: Path) -> runner.Bundle:
@@ -101,7 +130,7 @@ def said() -> Iterator[None]:
         raise kind(str(error), hint="docs/bundle.md tells what a bundle holds.") from error
 
 
-def _manifest(model: Model, plan: Plan, report: Report) -> dict[str, Any]:
+def _manifest(model: Model, plan: Plan, report: Report, deployment: Deployment) -> dict[str, Any]:
     import onnx
 
     graph = onnx.load(model.value, load_external_data=False)
@@ -129,9 +158,10 @@ def _manifest(model: Model, plan: Plan, report: Report) -> dict[str, Any]:
             "isa": sorted(device.isa),
         },
         "runtime": {
-            "name": RUNTIMES[plan.backend.name],
-            "minimum": _minimum(device, opset),
+            "name": deployment.runtime,
+            "minimum": _minimum(device, opset, deployment.runtime),
             "threads": plan.backend.threads,
+            "build": dict(deployment.build),
         },
     }
 
@@ -145,11 +175,15 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
 
 
-def _minimum(device: Device, opset: int) -> str:
+def _minimum(device: Device, opset: int, runtime: str) -> str:
     """Return the lowest version of the runtime that the device's profile asks for and that reads the opset."""
     from packaging.specifiers import SpecifierSet
 
-    specifiers = SpecifierSet(device.runtime.get("onnxruntime", ""))
+    specifiers = SpecifierSet(device.runtime.get(runtime, ""))
+    if runtime == "tensorrt":  # a stack has one version; that it reads the opset was checked with the plan
+        return next(
+            (entry.version.removesuffix(".*") for entry in specifiers if entry.operator in ("==", ">=")), ""
+        )
     asked = next((entry.version for entry in specifiers if entry.operator == ">="), "")
     reads = next((release for release, highest in READS if highest >= opset), "")
     return reads if not asked or runner.older(asked, reads) else asked
@@ -197,7 +231,7 @@ def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, mode
 
     wanted = ask(plan.backend.open(model, plan.device))
     onnx_file = Path(model.value).read_bytes()
-    second = runner.OnnxRuntime(onnx_file, manifest, plan.backend.threads, _other_way(plan.device))
+    second = runner.OnnxRuntime(onnx_file, manifest, plan.backend.threads, _other_way(plan.device, manifest))
     count = _worth_recording(wanted)
     other, wanted = ask(second)[:count], wanted[:count]
     apart = [runner.distance(*pair) for pair in zip(_joined(other), _joined(wanted), strict=True)]
@@ -218,8 +252,10 @@ def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, mode
     }
 
 
-def _other_way(device: Device) -> list[tuple[str, str]]:
+def _other_way(device: Device, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """Return how to compute what a device does in another way than the backend does for it."""
+    if manifest["runtime"]["name"] == "tensorrt":
+        return [_SIGNED]  # signed integers, which the backend computes in floats where it has no GPU
     if device.here:
         return [_FLOATS]
     if device.arch == "aarch64":

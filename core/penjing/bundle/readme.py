@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 def render(device: Device, manifest: dict[str, Any]) -> str:
     """Return the README, in Markdown."""
     template = Template((Path(__file__).parent / "readme.md").read_text("utf-8"))
-    minimum = manifest["runtime"]["minimum"]
-    install, python = _install(device, minimum)
+    minimum, tensorrt = manifest["runtime"]["minimum"], manifest["runtime"]["name"] == "tensorrt"
+    install, python = _install_tensorrt(device) if tensorrt else _install(device, minimum)
     golden = manifest["golden"]
     return template.substitute(
         device=manifest["device"]["title"],
@@ -26,6 +28,7 @@ def render(device: Device, manifest: dict[str, Any]) -> str:
         needs=_needs(device, minimum),
         install=install,
         python=python,
+        build=_engine(device, manifest["runtime"].get("build", {}), python) if tensorrt else "",
         golden="some of the photographs that the model was calibrated with, and the"
         if golden["from"] == "photographs"
         else "noise, and the",
@@ -47,6 +50,36 @@ def _install(device: Device, minimum: str) -> tuple[str, str]:
         f"{apt}python3 -m venv ~/penjing\n~/penjing/bin/pip install numpy pillow {package}",
         "~/penjing/bin/python",
     )
+
+
+def _install_tensorrt(device: Device) -> tuple[str, str]:
+    """Return the same where TensorRT runs the model: on a Jetson it belongs to the system, and to its Python."""
+    if device.arch == "aarch64":
+        return "sudo apt-get install -y python3-libnvinfer python3-numpy python3-pil", "python3"
+    package = f'"tensorrt{device.runtime.get("tensorrt", "")}"'
+    return (
+        f"python3 -m venv ~/penjing\n~/penjing/bin/pip install numpy pillow {package}",
+        "~/penjing/bin/python",
+    )
+
+
+def _engine(device: Device, build: Mapping[str, Any], python: str) -> str:
+    """Return what the README says of the engine."""
+    text = (
+        f"\n**Build the engine**, once for this board, which takes minutes:\n\n```\n{python} runner.py --build\n```\n\n"
+        "It is kept beside the model and built anew when the network, TensorRT or the GPU is another; without this "
+        "command the first photograph waits for it. An engine from another machine is never used."
+    )
+    if build.get("command"):
+        text += (
+            f" By hand, in the version that the bundle is for:\n\n```\n{shlex.join(build['command'])}\n```"
+        )
+    if device.arch == "aarch64":
+        text += (
+            "\n\nBefore timing, choose a power mode (`sudo nvpmodel -q` tells the present one) and fix the clocks with "
+            "`sudo jetson_clocks`; `--bench` records both."
+        )
+    return text + "\n"
 
 
 def _needs(device: Device, minimum: str) -> str:

@@ -6,11 +6,12 @@
     python3 runner.py photo.jpg folder/ ...   [--top 5] [--json]
     python3 runner.py --bench                 how fast it is on this machine
     python3 runner.py --check                 whether the files are as they were made, and so are the answers
+    python3 runner.py --build                 ready it for this machine: what TensorRT does once, taking minutes
     python3 runner.py --camera 0              a camera or a stream, where OpenCV is installed
 
-It needs Python 3.6 or later, numpy, Pillow and onnxruntime, and never a network. Exit codes: 0 all is well;
-1 an image could not be read; 2 the command line is wrong; 3 the bundle, or an answer, is not as it was made;
-4 this machine cannot run it.
+It needs Python 3.6 or later, numpy, Pillow and what its bundle runs in, onnxruntime or TensorRT, and never a
+network. Exit codes: 0 all is well; 1 an image could not be read; 2 the command line is wrong; 3 the bundle, or
+an answer, is not as it was made; 4 this machine cannot run it.
 """
 
 import argparse
@@ -167,6 +168,7 @@ def check_manifest(manifest: Any) -> Dict[str, Any]:
     check_files(manifest.get("files"), manifest.get("model"), manifest.get("golden"))
     check_tensors(manifest)
     check_target(manifest.get("device"), manifest.get("runtime"))
+    check_build(manifest["runtime"].get("build", {}), manifest)
     if manifest.get("preprocess") is not None:
         check_preprocess(manifest["preprocess"])
     return manifest  # type: ignore[no-any-return]  # need() saw that it is a dict
@@ -220,6 +222,22 @@ def check_target(device: Any, runtime: Any) -> None:
     wrong(whole_number(runtime.get("threads"), 1, 1024), "runtime.threads")
     known = ", ".join(RUNTIMES)
     need(runtime["name"] in RUNTIMES, f"it is for {runtime['name']}, and this runner knows {known}")
+
+
+def check_build(build: Any, manifest: Dict[str, Any]) -> None:
+    """Check what the manifest says of how an engine is built."""
+    wrong(isinstance(build, dict), "runtime.build")
+    precisions = build.get("precisions", [])
+    known = isinstance(precisions, list) and all(item in ("fp16", "bf16", "int8") for item in precisions)
+    wrong(known, "runtime.build.precisions")
+    for key, low, high in (("dla_core", 0, 15), ("workspace_mb", 1, 2**20), ("optimization_level", 0, 5)):
+        wrong(build.get(key) is None or whole_number(build[key], low, high), "runtime.build." + key)
+    for key in ("strongly_typed", "gpu_fallback"):
+        wrong(type(build.get(key, False)) is bool, "runtime.build." + key)
+    cache, golden = build.get("calibration"), manifest["golden"]
+    free = cache not in [manifest["model"]["file"], golden["input"], *golden["outputs"]]
+    known = isinstance(cache, str) and cache in manifest["files"] and free
+    wrong(cache is None or known, "runtime.build.calibration")
 
 
 def check_preprocess(table: Any) -> None:
@@ -388,6 +406,8 @@ def normalise(batch: Any, table: Dict[str, Any]) -> Any:
 class OnnxRuntime:
     """The model in ONNX Runtime, on the CPU."""
 
+    name = "onnxruntime"
+
     def __init__(
         self, model: bytes, manifest: Dict[str, Any], threads: int, entries: Iterable[Tuple[str, str]] = ()
     ) -> None:
@@ -405,6 +425,9 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise RunnerError(self._cannot_load(manifest, error), BAD_MACHINE) from error
         self._input = manifest["inputs"][0]["name"]
+        remark = older(self.version, manifest["runtime"]["minimum"])
+        self.notes = [f"onnxruntime {self.version}{remark}: it may be slow."] if remark else []
+        self.facts: Dict[str, Any] = {}
 
     def _cannot_load(self, manifest: Dict[str, Any], error: Exception) -> str:
         model, remark = manifest["model"], older(self.version, manifest["runtime"]["minimum"])
@@ -420,8 +443,13 @@ class OnnxRuntime:
             raise RunnerError("The model failed: " + first_line(error)[:300], BAD_MACHINE) from error
 
 
-#: what can run a bundle, by the name in its manifest
-RUNTIMES: Dict[str, Callable[..., Any]] = {"onnxruntime": OnnxRuntime}
+def onnxruntime_runtime(bundle: Bundle, threads: int, batch: int, any_machine: bool) -> Any:
+    """Return the model in ONNX Runtime."""
+    return OnnxRuntime(bundle.take(bundle.manifest["model"]["file"]), bundle.manifest, threads)
+
+
+#: what can run a bundle, by the name in its manifest; in bundles for TensorRT the second part of this file adds it
+RUNTIMES: Dict[str, Callable[..., Any]] = {"onnxruntime": onnxruntime_runtime}
 
 
 def module(name: str, minimum: str = "") -> Any:
@@ -493,10 +521,8 @@ class Model:
         if batch and batch != self.batch:
             raise RunnerError(f"The model takes batches of {self.batch}, not of {batch}.", 2)
         self.threads = threads or runtime["threads"]
-        model = bundle.take(self.manifest["model"]["file"])
-        self.session = RUNTIMES[runtime["name"]](model, self.manifest, self.threads)
-        remark = older(self.session.version, runtime["minimum"])
-        self.notes = [f"onnxruntime {self.session.version}{remark}: it may be slow."] if remark else []
+        self.session = RUNTIMES[runtime["name"]](bundle, self.threads, self.batch, any_machine)
+        self.notes: List[str] = self.session.notes
 
     def inputs(self, batch: Any) -> Any:
         """Return what goes into the model: uint8 NHWC is normalised, NCHW of floats is taken as it is."""
@@ -636,7 +662,8 @@ def check(bundle: Bundle, model: Model) -> Dict[str, Any]:
         "files": len(bundle.manifest["files"]),
         "distance": dict(zip(names, apart)),  # None: they cannot be compared
         "tolerance": golden["tolerance"],
-        "onnxruntime": model.session.version,
+        "runtime": model.session.name,
+        "version": model.session.version,
     }
 
 
@@ -647,19 +674,35 @@ def bench(bundle: Bundle, model: Model, seconds: float) -> Dict[str, Any]:
     golden = bundle.array(bundle.manifest["golden"]["input"])
     batch = model.inputs(np.concatenate([golden] * -(-model.batch // len(golden)))[: model.batch])
     before = machine()
-    run(model.session, batch, min(1.0, seconds), 5)
-    times = sorted(run(model.session, batch, seconds, 10))
-    median = (times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2
+    if hasattr(model.session, "bench"):  # a program of the runtime's own does the timing
+        result = model.session.bench(seconds)
+    else:
+        run(model.session, batch, min(1.0, seconds), 5)
+        result = dict(statistics(run(model.session, batch, seconds, 10), model.batch), by="runner.py")
+    return dict(
+        result,
+        batch=model.batch,
+        threads=model.threads,
+        runtime=model.session.name,
+        version=model.session.version,
+        engine=model.session.facts,
+        python=platform.python_version(),
+        machine={"before": before, "after": machine()},
+    )
+
+
+def statistics(times: List[float], batch: int) -> Dict[str, Any]:
+    """Return median, its 95 % interval (order statistics, normal approximation), 90th percentile and throughput."""
+    times, count = sorted(times), len(times)
+    median = (times[(count - 1) // 2] + times[count // 2]) / 2
+    reach = 0.98 * math.sqrt(count)
+    low, high = max(0, int(count / 2 - reach)), min(count - 1, math.ceil(count / 2 + reach))
     return {
         "median_ms": 1e3 * median,
-        "p90_ms": 1e3 * times[-(-9 * len(times) // 10) - 1],
-        "throughput_per_s": model.batch / median,
-        "runs": len(times),
-        "batch": model.batch,
-        "threads": model.threads,
-        "onnxruntime": model.session.version,
-        "python": platform.python_version(),
-        "machine": {"before": before, "after": machine()},
+        "median_interval_ms": [1e3 * times[low], 1e3 * times[high]],
+        "p90_ms": 1e3 * times[-(-9 * count // 10) - 1],
+        "throughput_per_s": batch / median,
+        "runs": count,
     }
 
 
@@ -693,6 +736,10 @@ def machine() -> Dict[str, Any]:
         facts["throttled_since_boot"] = [name for i, name in enumerate(names) if bits >> (16 + i) & 1]
     mode = re.search(r"NV Power Mode:\s*(\S+)", output_of("nvpmodel", "-q"))  # Jetson
     facts["power_mode"] = mode.group(1) if mode else ""
+    gpus = read_all("/sys/class/devfreq", r".*(gpu|gm20b|gp10b|gv11b|ga10b|gb10b).*", "cur_freq")
+    facts["gpu_mhz"] = highest(gpus, 1e6)
+    events = [read_all("/sys/class/hwmon", r"hwmon\d+", f"oc{number}_event_cnt") for number in (1, 2, 3)]
+    facts["over_current_times"] = highest([text for texts in events for text in texts], 1)
     facts["load"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
@@ -764,8 +811,10 @@ def show(answer: Dict[str, Any], as_json: bool) -> None:
 def show_bench(result: Dict[str, Any]) -> None:
     say(
         "median {median_ms:.3f} ms, p90 {p90_ms:.3f} ms, {throughput_per_s:.1f} images/s ({runs} runs, "
-        "batch {batch}, threads {threads}, onnxruntime {onnxruntime})".format(**result)
+        "batch {batch}, threads {threads}, {runtime} {version})".format(**result)
     )
+    if result["engine"]:
+        say("engine: " + ", ".join(f"{name} {value}" for name, value in sorted(result["engine"].items())))
     for when in ("before", "after"):
         facts = sorted(result["machine"][when].items())
         say(f"{when}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts))
@@ -777,6 +826,17 @@ def show_check(result: Dict[str, Any]) -> None:
         apart = "cannot be compared" if apart is None else f"is {apart:.4f} away"
         say("{} {} from what was recorded; {:.4f} is allowed.".format(name, apart, result["tolerance"]))
     say("All is well." if result["ok"] else "The answers are NOT those that were recorded.")
+
+
+def show_build(session: Any, as_json: bool) -> None:
+    facts = dict(session.facts, runtime=session.name, version=session.version)
+    if as_json:
+        say(json.dumps(facts, sort_keys=True))
+    elif not session.facts:
+        say(f"{session.name} {session.version} takes the model as it is: nothing is built.")
+    else:
+        fresh = f"built in {facts['built_s']} s" if facts["built_s"] else "kept from before"
+        say(f"{facts['engine']} for {facts['gpu']}, {session.name} {session.version}: {fresh}.")
 
 
 def found_in(paths: Iterable[str]) -> Iterator[Tuple[str, str]]:
@@ -837,10 +897,12 @@ def arguments(words: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--bench", action="store_true", help="time the model on this machine")
     parser.add_argument("--seconds", type=positive, default=5, metavar="S", help="how long to time (5)")
     parser.add_argument("--check", action="store_true", help="compare files and answers with the record")
+    parser.add_argument("--build", action="store_true", help="build the engine for this machine, and keep it")
     parser.add_argument("--any-machine", action="store_true", help="run also where answers may be others")
     options = parser.parse_args(words)
-    if bool(options.images) + bool(options.camera) + options.bench + options.check != 1:
-        parser.error("give photographs, --camera, --bench or --check, and one of them")
+    asked = (bool(options.images), bool(options.camera), options.bench, options.check, options.build)
+    if sum(asked) != 1:
+        parser.error("give photographs, --camera, --bench, --check or --build, and one of them")
     return options
 
 
@@ -852,6 +914,9 @@ def work(options: argparse.Namespace) -> int:
     model = Model(bundle, options.threads, options.batch, options.any_machine)
     for note in model.notes:
         say("note: " + note, sys.stderr)
+    if options.build:
+        show_build(model.session, options.json)
+        return 0
     if options.bench or options.check:
         result = bench(bundle, model, options.seconds) if options.bench else check(bundle, model)
         if options.json:

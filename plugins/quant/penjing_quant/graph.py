@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import StepError
+from penjing.errors import InputError, StepError
+
+from penjing_quant.already import HINT, integers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,11 +28,10 @@ SAME_SCALE = frozenset(
     {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice"}
     | {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
-#: operators that make or read integers in place of floats
-QUANTISED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-    | {"QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm"}
-)
+
+#: bytes; protobuf keeps no message of 2 GiB or more
+LARGEST = 2**31 - 1
+_AGAIN = "Export or copy it again."
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -37,34 +39,112 @@ def load(path: Path) -> onnx.ModelProto:
 
     Raises StepError where the graph is quantised already, or too old for scales per channel (opset 13).
     """
-    import onnx
     import onnx_ir as ir
-    from onnx_ir.passes import Sequential
-    from onnx_ir.passes import common as passes
 
-    model = ir.from_proto(onnx.load(path))
-    found = sorted({node.op_type for node in model.graph.all_nodes()} & QUANTISED)
-    if found:
+    proto = read(path)
+    if files := external(proto):
         raise StepError(
-            f"{path.name} is quantised already: it holds {', '.join(found)}.",
-            hint="Give the float model, or leave the quantisation out of the recipe.",
+            f"{path.name} keeps its weights in {', '.join(files[:3])}.",
+            hint="Put onnx.export before: it brings them into one file.",
         )
-    opset = model.graph.opset_imports.get("", 0)
+    if found := integers(proto):
+        raise StepError(f"{path.name} is quantised already: it holds {', '.join(found)}.", hint=HINT)
+    net = prepared(proto)
+    opset = net.graph.opset_imports.get("", 0)
     if opset < 13:
         raise StepError(
             f"{path.name} has opset {opset}; scales per channel need 13.",
             hint="Export with opset 13 or later.",
         )
-    Sequential(
-        passes.NameFixPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.RemoveInitializersFromInputsPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.TopologicalSortPass(),
-    )(model)
-    for number, node in enumerate(model.graph):
-        node.name = node.name or f"{node.op_type}_{number}"
-    return onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
+    return ir.to_proto(net)
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file as data: whole, bounded, and without touching any other file.
+
+    Raises InputError for one that is missing, too large or damaged.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
+
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {LARGEST}.")
+        model = onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except DecodeError as error:
+        raise InputError(f"{path} is not an ONNX file, or is cut short.", hint=_AGAIN) from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_AGAIN)
+    return model
+
+
+def external(model: onnx.ModelProto) -> list[str]:
+    """Return the other files that a model, as `read`, keeps tensors in, whatever subgraph or function holds them."""
+    import onnx
+
+    found: dict[str, None] = {}
+
+    def look(tensor: onnx.TensorProto) -> None:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            places = {entry.key: entry.value for entry in tensor.external_data}
+            found[places.get("location", "?")] = None
+
+    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                for tensor in (attribute.t, *attribute.tensors):
+                    look(tensor)
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    look(sparse.values)
+                    look(sparse.indices)
+                for graph in (attribute.g, *attribute.graphs):
+                    enter(graph)
+
+    def enter(graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            look(tensor)
+        for sparse in graph.sparse_initializer:
+            look(sparse.values)
+            look(sparse.indices)
+        walk(graph.node)
+
+    enter(model.graph)
+    for function in model.functions:
+        walk(function.node)
+    return list(found)
+
+
+def prepared(model: onnx.ModelProto) -> ir.Model:
+    """Return a model, as `read`, with functions written out, nodes named, constants lifted and shapes inferred.
+
+    Raises InputError where it is no well-formed graph.
+    """
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes import Sequential
+    from onnx_ir.passes import common as passes
+
+    try:
+        net = ir.from_proto(model)
+        Sequential(
+            passes.InlinePass(),
+            passes.NameFixPass(),
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            passes.RemoveInitializersFromInputsPass(),
+            passes.RemoveUnusedNodesPass(),
+            passes.TopologicalSortPass(),
+        )(net)
+        for number, node in enumerate(net.graph):
+            node.name = node.name or f"{node.op_type}_{number}"
+        return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(net), data_prop=True))
+    except Exception as error:  # onnx and onnx-ir raise whatever a malformed graph leads them into
+        cause = error.__cause__ or error
+        what = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        raise InputError(f"The ONNX file holds no well-formed graph: {what}", hint=_AGAIN) from error
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

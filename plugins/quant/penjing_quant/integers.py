@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: least scale: the product of two is still a normal float32
 SMALLEST = 1e-18
+#: shares of the widest scale that the search for the least squared error tries
+SHARES = tuple(1 - i / 50 for i in range(36))
 #: a bias code stays below it, which leaves the accumulator as much again for the products
 BIAS_LIMIT = 2**30
 
@@ -91,26 +93,53 @@ class Weight:
     axis: int | None
 
 
-def weight_codes(array: Array, axis: int | None, scheme: Scheme, floor: Array) -> Weight:
+def weight_codes(
+    array: Array, axis: int | None, scheme: Scheme, floor: Array, bits: int = 8, *, nearest: bool = False
+) -> Weight:
     """Quantise a weight, symmetrically, with one scale for each channel along `axis`, or one for all (None).
 
-    No scale is below `floor` (one number for each output channel), so that the bias fits int32. A channel of
-    zeros gets its floor, or 1 where that is 0.
+    The greatest magnitude gets the last code, or with `nearest`, a scale is searched that leaves the least squared
+    error. No scale is below `floor` (one number for each output channel), so that the bias fits int32. A channel
+    of zeros gets its floor, or 1 where that is 0. With 4 `bits` the codes lie in -8…7, in the same dtype.
     """
     import numpy as np
 
-    first, last = codes(scheme.weight)
-    half = (last - first) // 2 // (2 if scheme.reduce_range else 1)  # 127, or 63 with 7 bits
-    zero = 0 if first < 0 else 128
+    low, half = weight_limits(scheme, bits)
+    zero = 0 if codes(scheme.weight)[0] < 0 else 128
     others = tuple(i for i in range(array.ndim) if i != axis) if axis is not None else None
-    scale = np.maximum(
-        np.abs(array).max(axis=others) / np.float32(half), floor if axis is not None else floor.max()
-    )
-    scale = np.where(scale > 0, np.maximum(scale, SMALLEST), 1).astype(np.float32)
+    least = floor if axis is not None else floor.max()
+    widest = np.abs(array).max(axis=others) / np.float32(half)
     shape = [-1 if i == axis else 1 for i in range(array.ndim)]
-    steps = np.rint(array / (scale if axis is None else scale.reshape(shape)))
-    integers = (np.clip(steps, -half, half) + zero).astype(scheme.weight)
-    return Weight(integers, scale, zero, axis)
+
+    def steps(scale: Array) -> Array:
+        rounded: Array = np.clip(
+            np.rint(array / (scale if axis is None else scale.reshape(shape))), low, half
+        )
+        return rounded
+
+    def usable(scale: Array) -> Array:
+        scale = np.maximum(scale, least)
+        return np.where(scale > 0, np.maximum(scale, SMALLEST), 1).astype(np.float32)
+
+    scale = usable(widest)
+    if nearest:
+        best = np.full(scale.shape, np.inf)
+        for share in SHARES:
+            tried = usable(widest * np.float32(share))
+            along = tried if axis is None else tried.reshape(shape)
+            error = np.square(steps(tried) * along - array, dtype=np.float64).sum(axis=others)
+            scale = np.where(error < best, tried, scale).astype(np.float32)
+            best = np.minimum(error, best)
+    return Weight((steps(scale) + zero).astype(scheme.weight), scale, zero, axis)
+
+
+def weight_limits(scheme: Scheme, bits: int = 8) -> tuple[int, int]:
+    """Return the least and greatest step of a weight, zero point taken off: -127…127, -63…63 or -8…7."""
+    if bits == 4:
+        return -8, 7
+    first, last = codes(scheme.weight)
+    half = (last - first) // 2 // (2 if scheme.reduce_range else 1)
+    return -half, half
 
 
 def bias_floor(bias: Array | None, channels: int, activation_scale: float) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -78,37 +79,58 @@ class Walk:
 
     def __init__(self, model: onnx.ModelProto, photographs: Sequence[Array]) -> None:
         self.model = model
-        self.nodes = list(model.graph.node)
-        self.last = {name: place for place, node in enumerate(self.nodes) for name in _reads(node)}
+        #: what makes a tensor that no photograph changes, such as a weight from its codes
+        self.fixed: dict[str, onnx.NodeProto] = {}
+        constants = {initialiser.name for initialiser in model.graph.initializer} | {""}
+        self.nodes = []
+        for node in model.graph.node:
+            if reads(node) <= constants | self.fixed.keys() and not node.name:
+                self.fixed.update(dict.fromkeys(node.output, node))
+            else:
+                self.nodes.append(node)
+        self.last = {name: place for place, node in enumerate(self.nodes) for name in reads(node)}
         self.alive: dict[str, list[Array]] = {only_input(model).name: list(photographs)}
         self.place = 0
 
     def to(self, name: str) -> list[Array]:
         """Carry out the graph up to the node `name`; return its first output, to be changed in place."""
-        end = next(i for i, node in enumerate(self.nodes) if node.name == name) + 1
-        stretch, self.place = self.nodes[self.place : end], end
-        made = {output for node in stretch for output in node.output}
-        target = stretch[-1].output[0]
-        wanted = [t for t in made if t == target or self.last.get(t, 0) >= end]
-        session, feeds = (
-            _load(self._part(stretch, wanted), True),
-            {t for node in stretch for t in _reads(node)} & set(self.alive),
-        )
-        for t in wanted:
-            self.alive[t] = []
-        for i in range(len(next(iter(self.alive.values())))):
-            for t, values in zip(
-                wanted, session.run(wanted, {f: self.alive[f][i] for f in feeds}), strict=True
-            ):
-                self.alive[t].append(values)
+        end = self._index(name) + 1
+        target = self.nodes[end - 1].output[0]
+        self._advance(end, target)
         result = self.alive[target]
         self.alive = {t: values for t, values in self.alive.items() if self.last.get(t, 0) >= end}
         return result
 
+    def before(self, name: str) -> list[Array]:
+        """Carry out the graph up to where the node `name` is next; return its first input."""
+        end = self._index(name)
+        self._advance(end)
+        self.alive = {t: values for t, values in self.alive.items() if self.last.get(t, 0) >= end}
+        return self.alive[self.nodes[end].input[0]]
+
+    def _index(self, name: str) -> int:
+        return next(i for i, node in enumerate(self.nodes) if node.name == name)
+
+    def _advance(self, end: int, target: str = "") -> None:
+        stretch, self.place = self.nodes[self.place : end], end
+        made = {output for node in stretch for output in node.output}
+        wanted = [t for t in made if t == target or self.last.get(t, 0) >= end]
+        if not wanted:
+            return
+        session = _load(self._part(stretch, wanted), True)
+        feeds = {t for node in stretch for t in reads(node)} & set(self.alive)
+        for t in wanted:
+            self.alive[t] = []
+        for i in range(len(next(iter(self.alive.values())))):
+            results = session.run(wanted, {f: self.alive[f][i] for f in feeds})
+            for t, values in zip(wanted, results, strict=True):
+                self.alive[t].append(values)
+
     def _part(self, nodes: list[onnx.NodeProto], outputs: list[str]) -> onnx.ModelProto:
         import onnx
 
-        read = {t for node in nodes for t in _reads(node)}
+        nodes = [*self._fixing(nodes), *nodes]
+        read = {t for node in nodes for t in reads(node)}
         inputs = [
             onnx.helper.make_tensor_value_info(t, onnx.helper.np_dtype_to_tensor_dtype(values[0].dtype), None)
             for t, values in self.alive.items()
@@ -122,28 +144,61 @@ class Walk:
             graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
 
+    def _fixing(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return what makes the fixed tensors that `nodes` read, in order."""
+        needed: list[onnx.NodeProto] = []
+        for node in nodes:
+            for name in reads(node):
+                before = self.fixed.get(name)
+                if before is not None and all(before is not one for one in needed):
+                    needed += [one for one in self._fixing([before]) if all(one is not n for n in needed)]
+                    needed.append(before)
+        return needed
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+
+def reads(node: onnx.NodeProto) -> set[str]:
     """Return what `node` reads, the branches of an If and the bodies of loops included."""
-    inner = {t for a in node.attribute if a.HasField("g") for n in a.g.node for t in _reads(n)}
+    inner = {t for a in node.attribute if a.HasField("g") for n in a.g.node for t in reads(n)}
     return inner | set(node.input)
 
 
-def sqnr(reference: Network, other: Network, photographs: Iterable[Array]) -> float:
-    """Return the signal-to-quantisation-noise ratio in dB, that of the worst output."""
-    import numpy as np
+@dataclasses.dataclass
+class Power:
+    """The power of a signal and of the noise on it, summed up photograph by photograph."""
 
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, expected: Array, got: Array) -> None:
+        """Count one photograph's values."""
+        import numpy as np
+
+        wanted = expected.astype(np.float64)
+        self.signal += float(np.square(wanted).sum())
+        self.noise += float(np.square(got - wanted).sum())
+
+    @property
+    def decibels(self) -> float | None:
+        """Return the signal-to-quantisation-noise ratio in dB; None where there is no noise."""
+        if self.noise <= 1e-30 * self.signal:
+            return None
+        return 10 * math.log10(max(self.signal, 1e-300) / self.noise)
+
+    @property
+    def share(self) -> float:
+        """Return the noise as a share of the signal."""
+        return self.noise / max(self.signal, 1e-300)
+
+
+def sqnr(reference: Network, other: Network, photographs: Iterable[Array]) -> float:
+    """Return the signal-to-quantisation-noise ratio in dB, that of the worst output; 300 where nothing differs."""
+    powers: dict[str, Power] = {}
     for pixels in photographs:
         got = other(pixels)
         for name, values in reference(pixels).items():
-            expected = values.astype(np.float64)
-            signal[name] = signal.get(name, 0.0) + float(np.square(expected).sum())
-            noise[name] = noise.get(name, 0.0) + float(np.square(got[name] - expected).sum())
-    return min(
-        10 * math.log10(max(signal[n], 1e-300) / max(noise[n], 1e-30 * signal[n], 1e-300)) for n in signal
-    )
+            powers.setdefault(name, Power()).add(values, got[name])
+    found = [power.decibels for power in powers.values()]
+    return min(300.0 if decibels is None else decibels for decibels in found)
 
 
 def only_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:

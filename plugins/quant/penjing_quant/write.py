@@ -40,10 +40,13 @@ def write(
     exclude: Collection[str] = (),
     *,
     per_channel: bool | None = None,
+    bits: int = 8,
+    rounding: Mapping[str, Weight] | None = None,
 ) -> Written:
     """Return `model` quantised by `scheme`, activations kept to `ranges` and the nodes in `exclude` float.
 
-    `model` is float, as `graph.load` reads it; it is not changed. `per_channel` overrides the scheme's.
+    `model` is float, as `graph.load` reads it; it is not changed. `per_channel` overrides the scheme's, `bits` are
+    those of a weight, and `rounding` has by node name the weights that were rounded otherwise than to the nearest.
     A model with no weighted operator to quantise comes back as it was, with no names in `integer`.
     """
     import onnx_ir as ir
@@ -55,7 +58,7 @@ def write(
     names = tuple(value.name or "" for value in placement.tensors)
     per_channel = scheme.per_channel if per_channel is None else per_channel
     integer = tuple(node.name or "" for node in placement.integer)
-    _Writer(net.graph, scheme, per_channel).run(placement, ranges)
+    _Writer(net.graph, scheme, per_channel, bits, rounding or {}).run(placement, ranges)
     remaining = {node.name for node in net.graph}
     left = tuple(left for left in placement.left if left.node in remaining)
     net.producer_name = "penjing"
@@ -69,23 +72,34 @@ def write(
     return Written(result, names, integer, left)
 
 
+def grids_of(placement: Placement, ranges: Mapping[str, Range], scheme: Scheme) -> dict[ir.Value, Grid]:
+    """Return the grid of each activation to quantise; those that share a scale have the range of all of them."""
+    joint: dict[ir.Value, Range] = {}
+    for value, root in placement.tensors.items():
+        if (range_ := ranges.get(value.name or "")) is not None:
+            joint[root] = joint[root] | range_ if root in joint else range_
+    return {value: activation_grid(joint[root], scheme) for value, root in placement.tensors.items()}
+
+
 class _Writer:
-    def __init__(self, graph: ir.Graph, scheme: Scheme, per_channel: bool) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        scheme: Scheme,
+        per_channel: bool,
+        bits: int,
+        rounding: Mapping[str, Weight],
+    ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.per_channel = per_channel
+        self.bits, self.rounding = bits, rounding
         self.shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.taken = {value.name for node in graph for value in node.outputs}
         self.taken |= {value.name for value in graph.inputs} | set(graph.initializers)
 
     def run(self, placement: Placement, ranges: Mapping[str, Range]) -> None:
-        joint: dict[ir.Value, Range] = {}
-        for value, root in placement.tensors.items():
-            if (range_ := ranges.get(value.name or "")) is not None:
-                joint[root] = joint[root] | range_ if root in joint else range_
-        grids = {
-            value: activation_grid(joint[root], self.scheme) for value, root in placement.tensors.items()
-        }
+        grids = grids_of(placement, ranges, self.scheme)
         weighted = [node for node in placement.integer if node.op_type in WEIGHTED]
         reading = {node: grids[read] for node in weighted if (read := node.inputs[0]) is not None}
         self.weights(weighted, {node: grid.scale for node, grid in reading.items()})
@@ -175,7 +189,10 @@ class _Writer:
             assert array is not None
             floors = [bias_floor(bias_of(n), array.shape[axis], activation_scales[n]) for n in sharing]
             floor = np.maximum.reduce(floors)
-            weight = weight_codes(array, axis if self.per_channel else None, self.scheme, floor)
+            weight = self.rounding.get(sharing[0].name or "")
+            if weight is None:
+                along = axis if self.per_channel else None
+                weight = weight_codes(array, along, self.scheme, floor, self.bits)
             floats = self.dequantised(f"{value.name}", weight, sharing[0])
             for node in sharing:
                 node.replace_input_with(1, floats)

@@ -1,0 +1,159 @@
+"""Units: sets of channels that can only go together, and groups of units that are ranked beside each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from penjing_prune.labels import Ids, Union, varying
+from penjing_prune.trace import Cut, Traced
+
+#: a dimension of a parameter or buffer: the leaf's number and the dimension
+Place = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units that touch the same dimensions of the same parameters: the channels of a layer and all that hang on them."""
+
+    #: name of the parameter that brings the channels forth
+    name: str
+    #: the root of each unit
+    units: Ids
+    #: for each dimension touched: the indices of each unit, [units, indices a unit]
+    places: Mapping[Place, Ids]
+    #: channels a unit takes from the layer that brings them forth, and how many that layer has
+    width: int
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A layer that keeps its channels, or some of them, and why."""
+
+    layer: str
+    channels: int
+    of: int
+    reason: str
+
+
+@dataclasses.dataclass
+class Structure:
+    """How the channels of a network hang together."""
+
+    traced: Traced
+    union: Union
+    roots: Ids
+    groups: list[Group]
+    alone: list[Alone]
+
+    def kept(self, removed: Iterable[int], ids: Ids) -> Ids:
+        """Return which of `ids` stay when these units go: a mask."""
+        return ~np.isin(self.roots[ids], np.fromiter(removed, np.int64))
+
+
+def structure(traced: Traced, axes: Mapping[int, int], fixed: Mapping[int, str]) -> Structure:
+    """Return the groups of a network.
+
+    `axes` chooses the axis along which a grid of channels (a view as heads × depth, say) shrinks, by the number of
+    its cut; without a choice it is the one that leaves most to choose from. `fixed` are cuts, by number, whose
+    channels stay, and why.
+    """
+    union = traced.union.copy()
+    for number, cut in enumerate(traced.cuts):
+        if number in fixed:
+            union.fix(cut.ids.tolist(), fixed[number])
+    for number, cut in enumerate(traced.cuts):
+        if cut.grid is not None:
+            _shrink_evenly(union, cut, axes.get(number, 0))
+    roots = union.roots()
+    reasons: dict[int, str] = {}
+    for one, reason in union.fixed.items():
+        reasons.setdefault(int(roots[one]), reason)
+    groups, reasons = _groups(traced, roots, reasons)
+    return Structure(traced, union, roots, groups, _alone(traced, roots, reasons))
+
+
+def _shrink_evenly(union: Union, cut: Cut, choice: int) -> None:
+    """Tie channels so that what stays of a grid is a grid: along one axis all of an index go together."""
+    grid = cut.grid
+    assert grid is not None
+    roots = union.roots(grid.numpy())
+    options = []
+    for axis in varying(grid):
+        lines = np.moveaxis(roots, axis, 0).reshape(roots.shape[axis], -1)
+        options.append((_components(lines), roots.shape[axis], axis))
+    options.sort(reverse=True)
+    axis = options[min(choice, len(options) - 1)][2]
+    lines = np.moveaxis(roots, axis, 0).reshape(roots.shape[axis], -1)
+    union.join(lines, np.broadcast_to(lines[:, :1], lines.shape))
+
+
+def _components(lines: Ids) -> int:
+    """Return how many sets remain when each row is tied."""
+    small = Union()
+    names, flat = np.unique(lines, return_inverse=True)
+    small.fresh(len(names))
+    flat = flat.reshape(lines.shape)
+    small.join(flat, np.broadcast_to(flat[:, :1], flat.shape))
+    return len(np.unique(small.roots()))
+
+
+def _groups(traced: Traced, roots: Ids, reasons: dict[int, str]) -> tuple[list[Group], dict[int, str]]:
+    """Return the groups, and why every other root stays."""
+    touched: dict[int, dict[Place, list[int]]] = defaultdict(dict)
+    for number, leaf in enumerate(traced.leaves):
+        for dim, ids in enumerate(leaf.ids):
+            for index, root in enumerate(roots[ids].tolist()):
+                if root not in reasons:
+                    touched[root].setdefault((number, dim), []).append(index)
+    made = _brought_forth(traced)
+    alike: dict[tuple[tuple[Place, int], ...], list[int]] = defaultdict(list)
+    for root, places in touched.items():
+        alike[tuple((place, len(indices)) for place, indices in places.items())].append(root)
+    groups = []
+    for key, units in alike.items():
+        source = next((place for place, _ in key if place in made), None)
+        if source is None:
+            reasons |= dict.fromkeys(units, "no layer brings them forth")
+            continue
+        if len(units) == 1:
+            reasons[units[0]] = "all its channels can only go together"
+            continue
+        leaf = traced.leaves[source[0]]
+        places = {place: np.array([touched[root][place] for root in units]) for place, _ in key}
+        groups.append(
+            Group(leaf.names[0], np.array(units), places, dict(key)[source], leaf.shape[source[1]])
+        )
+    return groups, reasons
+
+
+def _brought_forth(traced: Traced) -> set[Place]:
+    """Return the dimensions of weights along which a product's output channels lie."""
+    found = set()
+    number = {leaf.names[0]: i for i, leaf in enumerate(traced.leaves)}
+    for product in traced.products:
+        if product.weight:
+            about = dict(product.details)
+            found.add((number[product.weight], 1 if about.get("transposed") else 0))
+    return found
+
+
+def _alone(traced: Traced, roots: Ids, reasons: Mapping[int, str]) -> list[Alone]:
+    """Return the layers whose output channels stay, with the reason that most of them have."""
+    alone = []
+    for number, dim in sorted(_brought_forth(traced)):
+        leaf = traced.leaves[number]
+        if len(leaf.ids[dim]) < 2:
+            continue
+        why = [reasons[root] for root in roots[leaf.ids[dim]].tolist() if root in reasons]
+        if why:
+            reason = max(sorted(set(why)), key=why.count)
+            alone.append(Alone(leaf.names[0].rpartition(".")[0], len(why), leaf.shape[dim], reason))
+    return alone

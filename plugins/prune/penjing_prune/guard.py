@@ -1,0 +1,214 @@
+"""Trying removals out: what the edited network answers must be what the masked one answers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from penjing.errors import InputError, StepError
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from penjing_prune.groups import Structure, structure
+from penjing_prune.labels import Ids, varying
+from penjing_prune.surgery import Edit, apply, edit, mask
+from penjing_prune.trace import Cut, Traced, evaluating, trace
+
+#: largest difference between edited and masked network, by the largest value
+TOLERANCE = 1e-4
+
+#: modules of PyTorch that take every size from their input
+DYNAMIC = frozenset({"Linear", "Flatten"})
+#: places of the same code that are each tried out; of more, two speak for all
+FEW = 4
+
+
+@dataclasses.dataclass
+class Analysis:
+    """A network, how its channels hang together, and what tells that it does."""
+
+    module: nn.Module
+    example: tuple[Any, ...]
+    traced: Traced
+    structure: Structure
+    #: attributes that were found to hold a number of channels: (module, name) to their ids
+    attributes: dict[tuple[str, str], Ids]
+
+    def edit(self, removed: list[int]) -> Edit:
+        """Return what removing these units means."""
+        return edit(self.structure, removed, self.attributes)
+
+    def error(self, change: Edit) -> tuple[float, str]:
+        """Return the largest relative difference from the masked network, and what was raised ("" where nothing)."""
+        return compare(self.module, change, self.example)
+
+
+def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
+    """Trace a module, and try out every place in its code where a number of channels may be written down.
+
+    Works on a copy. A place that does not follow the channels is left alone, with those channels.
+    """
+    copied = copy.deepcopy(module)
+    traced = trace(copied, example)
+    axes: dict[int, int] = {}
+    fixed: dict[int, str] = {}
+    attributes: dict[tuple[str, str], Ids] = {}
+    analysis = Analysis(copied, example, traced, structure(traced, axes, fixed), attributes)
+    for places in _alike(traced).values():
+        _settle(analysis, places, axes, fixed)
+    return analysis
+
+
+def _alike(traced: Traced) -> dict[tuple[str, str], list[list[int]]]:
+    """Return the numbers of cuts made by the same line of code in modules of the same kind, module by module."""
+    found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, cut in enumerate(traced.cuts):
+        if cut.site.kind not in DYNAMIC:
+            found[cut.site.kind, cut.site.line][cut.site.module].append(number)
+    return {key: list(places.values()) for key, places in found.items()}
+
+
+def _settle(analysis: Analysis, places: list[list[int]], axes: dict[int, int], fixed: dict[int, str]) -> None:
+    """Find out what makes cuts follow a change of channels; fix the channels of those where nothing does.
+
+    The code is the same in all `places`: what works in the first works in the others, unless their surroundings
+    differ, which is why failure is believed after two.
+    """
+    everywhere = [number for place in places for number in place]
+    first = _try(analysis, everywhere, axes, fixed)
+    if first == "":
+        return
+    tried: dict[int, str] = {}
+    for place in places[: len(places) if len(places) <= FEW else 2]:
+        why = _try(analysis, place, axes, fixed)
+        if why:
+            fixed.update(dict.fromkeys(place, why))
+            tried[place[0]] = why
+    if len(places) > FEW:
+        rest = [number for place in places[2:] for number in place]
+        if len(tried) == 2 or (why := _try(analysis, rest, axes, fixed)):
+            fixed.update(dict.fromkeys(rest, first if len(tried) == 2 else why))
+    analysis.structure = structure(analysis.traced, axes, fixed)
+
+
+def _try(analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: dict[int, str]) -> str:
+    """Remove a unit that these cuts see, in every way there is; return why none works, "" where one does."""
+    cuts = analysis.traced.cuts
+    why, seen = "", False
+    most = max((len(varying(c.grid)) for n in numbers if (c := cuts[n]).grid is not None), default=1)
+    for choice in range(most):
+        trial = {**axes, **dict.fromkeys(numbers, choice)}
+        found = structure(analysis.traced, trial, fixed)
+        removed = _one_unit(found, [cuts[n] for n in numbers])
+        if not removed:
+            continue
+        seen = True
+        affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
+        for extra in _guesses(analysis, affected):
+            change = edit(found, removed, {**analysis.attributes, **extra})
+            error, raised = compare(analysis.module, change, analysis.example)
+            if error <= TOLERANCE:
+                axes.update(trial)
+                analysis.attributes.update(extra)
+                analysis.structure = found
+                return ""
+            why = why or raised
+    if not seen:
+        return ""
+    first = cuts[numbers[0]]
+    return f"{first.op} in {first.site} does not follow a change of channels" + (f": {why}" if why else "")
+
+
+def _one_unit(found: Structure, cuts: list[Cut]) -> list[int]:
+    """Return one unit of the first group that any of these cuts sees, from its middle."""
+    seen = np.unique(found.roots[np.concatenate([cut.ids for cut in cuts])])
+    for group in found.groups:
+        inside = group.units[np.isin(group.units, seen)]
+        if len(inside):
+            return [int(inside[len(inside) // 2])]
+    return []
+
+
+def _guesses(analysis: Analysis, cuts: list[Cut]) -> Iterator[dict[tuple[str, str], Ids]]:
+    """Yield nothing, then attributes of the modules at work that may hold a number of these channels."""
+    yield {}
+    found: dict[str, dict[tuple[str, str], Ids]] = defaultdict(dict)
+    modules = dict(analysis.module.named_modules())
+    known = {(count.module, count.name) for count in analysis.traced.counts}
+    for cut in cuts:
+        for ids in _sizes(cut):
+            for name, value in vars(modules[cut.site.module]).items():
+                key = (cut.site.module, name)
+                if type(value) is int and value == len(ids) > 1 and key not in known:
+                    found[name].setdefault(key, ids)
+    yield from found.values()
+    if len(found) > 1:
+        yield {key: ids for entry in found.values() for key, ids in entry.items()}
+
+
+def _sizes(cut: Cut) -> Iterator[Ids]:
+    """Yield the ids along each dimension that the code may count: axes of a grid, pairs of them, and all."""
+    if cut.grid is not None:
+        grid, dims = cut.grid.numpy(), varying(cut.grid)
+        for axis in dims:
+            yield np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)[:, 0]
+        for skipped in dims:
+            yield np.moveaxis(grid, skipped, 0)[0].ravel()
+    yield cut.after.numpy().ravel()
+    yield cut.ids
+
+
+def compare(module: nn.Module, change: Edit, example: tuple[Any, ...]) -> tuple[float, str]:
+    """Return the largest relative difference between edited and masked module, and the first line of an exception."""
+    edited, masked = light_copy(module), light_copy(module)
+    try:
+        apply(edited, change)
+        mask(masked, change)
+        worst = 0.0
+        with torch.no_grad(), evaluating(edited), evaluating(masked):
+            for inputs in (example, _shaken(example)):
+                worst = max(worst, difference(edited(*inputs), masked(*inputs)))
+    except (InputError, StepError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever somebody's network raises when shapes do not meet
+        return float("inf"), str(error).strip().split("\n", 1)[0]
+    return worst, ""
+
+
+def light_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that shares all tensors, to replace some of them."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def difference(first: Any, second: Any) -> float:
+    """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
+    worst = 0.0
+    one, other = (
+        [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second)
+    )
+    if len(one) != len(other):
+        return float("inf")
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape or not bool(torch.isfinite(a.float()).all()):
+            return float("inf")
+        if a.numel():
+            scale = max(float(b.float().abs().max()), 1e-12)
+            worst = max(worst, float((a.float() - b.float()).abs().max()) / scale)
+    return worst
+
+
+def _shaken(example: tuple[Any, ...]) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(
+        torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+        else x
+        for x in example
+    )

@@ -1,0 +1,454 @@
+"""What each operator does to channel ids. An operator without a rule fixes the channels that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from penjing_prune.labels import (
+    Ids,
+    Layer,
+    Layers,
+    aligned,
+    along,
+    broadcast,
+    collapse,
+    overlapping,
+    varying,
+)
+from penjing_prune.products import bmm, convolution, matrix_product, sdpa
+from penjing_prune.trace import Cut
+
+if TYPE_CHECKING:
+    from penjing_prune.trace import _Tracer
+
+Args = tuple[Any, ...]
+
+#: operators that hand elements on, in another shape or order
+SHAPES = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze",
+    "slice", "select", "split", "split_with_sizes", "unbind", "flip", "roll", "index", "index_select", "repeat",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "movedim", "narrow", "chunk",
+    "unsafe_split", "unsafe_chunk", "diagonal",
+})  # fmt: skip
+VIEWS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
+#: those that cut channels at numbers that the code may have written down
+CUTS = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "slice", "split", "split_with_sizes", "repeat",
+    "unsafe_split", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "expand", "narrow",
+})  # fmt: skip
+#: operators that pick elements along a dimension by number
+PICKS = frozenset({"index", "index_select", "select", "roll", "flip", "unbind", "narrow"})
+#: what returns its first argument's elements, each in its place
+SAME = frozenset({
+    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "bernoulli", "native_dropout",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "zero", "fill", "hardswish",
+    "relu", "relu6", "celu", "elu", "uniform", "normal", "softplus", "rrelu_with_noise", "hardtanh", "leaky_relu",
+    "hardsigmoid", "mish", "silu", "gelu", "sigmoid", "tanh", "clamp", "dropout",
+})  # fmt: skip
+#: what works on each channel of [N, C, …] alone
+SPATIAL = frozenset({
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_linear1d",
+    "upsample_trilinear3d", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
+    "replication_pad2d", "grid_sampler_2d", "mkldnn_max_pool2d", "roi_align", "roi_pool",
+})  # fmt: skip
+#: what mixes all elements along some dimensions, and so needs all channels there
+REDUCTIONS = frozenset({
+    "mean", "sum", "amax", "amin", "max", "min", "var_mean", "var", "std", "std_mean", "prod", "linalg_vector_norm",
+    "norm", "logsumexp", "argmax", "argmin", "any", "all", "median",
+})  # fmt: skip
+NORMALISERS = frozenset({"_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "sort"})
+BATCH_NORMS = frozenset({
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "_batch_norm_with_update", "miopen_batch_norm", "batch_norm",
+})  # fmt: skip
+
+
+def learn(
+    tracer: _Tracer, func: Any, args: Args, kwargs: dict[str, Any], tensors: list[torch.Tensor], out: Any
+) -> None:
+    """Note what `func(*args)` did to the channels of its arguments, at least one of which has some."""
+    name = func.overloadpacket.__name__
+    name = name[:-1] if name[:-1] in SAME | SPATIAL else name
+    rule = _RULES.get(name)
+    if rule is not None:
+        rule(tracer, name, func, args, kwargs, out)
+    elif name in SHAPES:
+        _shape(tracer, name, func, args, kwargs, out)
+    elif name in SAME:
+        for result in _results(out):
+            if result.shape == args[0].shape:
+                tracer.label(result, tracer.layers(args[0]))
+    elif name in SPATIAL:
+        _spatial(tracer, name, args, out)
+    elif name in REDUCTIONS:
+        _reduce(tracer, name, args, kwargs, out)
+    elif torch.Tag.pointwise in func.tags or name in ("copy_", "where", "add_", "mul_", "lerp"):
+        _pointwise(tracer, name, args, tensors, out)
+    elif not name.startswith(("new_", "sym_", "_local_scalar", "is_", "_assert")) or name == "_local_scalar_dense":
+        for tensor in tensors:
+            tracer.fix(tensor, f"they reach {name}, for which there is no rule, in {tracer.site()}")
+
+
+def _results(out: Any) -> list[torch.Tensor]:
+    return [result for result in tree_leaves(out) if isinstance(result, torch.Tensor)]
+
+
+def _pointwise(tracer: _Tracer, name: str, args: Args, tensors: list[torch.Tensor], out: Any) -> None:
+    """Join what meets element by element."""
+    results = _results(out)
+    if not results:
+        return
+    ndim = results[0].ndim
+    unlabelled = not tracer.layers(results[0])
+    merged = meet(tracer, name, [t for t in tensors if t.ndim <= ndim], ndim)
+    for result in results:
+        if merged and unlabelled and name.endswith("_") and _is_part(result):
+            tracer.fix(tuple(merged), f"they are written into a part of a tensor in {tracer.site()}")
+        tracer.label(result, tuple(merged))
+
+
+def meet(tracer: _Tracer, name: str, tensors: list[torch.Tensor], ndim: int) -> list[Layer]:
+    """Return the layers of tensors that are combined element by element, joined where they meet."""
+    merged: list[Layer] = []
+    for tensor in tensors:
+        for layer in tracer.layers(tensor):
+            one = aligned(layer, ndim)
+            position = next((i for i, m in enumerate(merged) if set(varying(m)) & set(varying(one))), None)
+            if position is None:
+                merged.append(one)
+                continue
+            both = broadcast(merged[position], one)
+            tracer.join(*both)
+            if merged[position].shape != both[0].shape:
+                merged[position] = collapse(torch.from_numpy(both[0].copy()))
+    for layer in merged:
+        dims = varying(layer)
+        for tensor in tensors:
+            shape = (1,) * (ndim - tensor.ndim) + tuple(tensor.shape)
+            known = [aligned(own, ndim) for own in tracer.layers(tensor)]
+            if any(shape[d] > 1 for d in dims) and overlapping(known, dims) is None:
+                tracer.fix(
+                    (layer,), f"{name} combines them with a tensor of fixed size in {tracer.site()}"
+                )
+    return merged
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Push ids through the very same operator."""
+    source: torch.Tensor = args[0]
+    results = _results(out)
+    found: list[list[Layer]] = [[] for _ in results]
+    for layer in tracer.layers(source):
+        if name in PICKS and _picks(name, args, layer):
+            where = f"{name} picks some of them by number in {tracer.site()}"
+            if name not in ("unbind", "select") or len(varying(layer)) < 2:
+                tracer.fix((layer,), where)
+                continue
+        if name in ("slice", "split", "split_with_sizes", "unsafe_split", "narrow"):
+            _align_pieces(tracer, name, args, layer, results)
+        full = layer.expand(source.shape)
+        ids = [full.reshape(args[1])] if name in VIEWS else _results(func(full, *args[1:], **kwargs))
+        for kept, result in zip(found, ids, strict=True):
+            kept.append(collapse(result))
+        if name in CUTS:
+            _note_cut(tracer, name, layer, [kept[-1] for kept in found])
+    for result, layers in zip(results, found, strict=True):
+        tracer.label(result, tuple(layers))
+
+
+def _picks(name: str, args: Args, layer: Layer) -> bool:
+    if name == "index":
+        return any(index is not None and layer.shape[d] > 1 for d, index in enumerate(args[1]))
+    dims = args[2] if name == "roll" and len(args) > 2 else args[1] if len(args) > 1 else 0
+    dims = dims if isinstance(dims, (list, tuple)) else [dims]
+    return any(layer.shape[d] > 1 for d in dims)
+
+
+def _note_cut(tracer: _Tracer, name: str, before: Layer, after: list[Layer]) -> None:
+    """Remember an operator whose numbers may have to change with the channels."""
+    ids = np.unique(before.numpy())
+    for layer in after:
+        tracer.result.cuts.append(Cut(tracer.site(), name, ids, layer))
+
+
+def _align_pieces(tracer: _Tracer, name: str, args: Args, layer: Layer, results: list[torch.Tensor]) -> None:
+    """Keep equal pieces equal: what has the same place in each goes together. Unequal ones stay as they are."""
+    if name in ("slice", "split_with_sizes", "split", "unsafe_split"):
+        default = 0
+        dim = (args[1] if len(args) > 1 else 0) if name == "slice" else (args[2] if len(args) > 2 else default)
+    else:
+        dim = args[1]
+    size, pieces = layer.shape[dim], [result.shape[dim] for result in results]
+    if size == 1 or pieces == [size]:
+        return
+    start = args[2] or 0 if name == "slice" and len(args) > 2 else args[2] if name == "narrow" else 0
+    step = args[4] if name == "slice" and len(args) > 4 else 1
+    start = start + size if start < 0 else start
+    each = pieces[0]
+    if len(set(pieces)) > 1 or size % each or start % each or step != 1:
+        tracer.fix((layer,), f"{name} cuts them at fixed numbers in {tracer.site()}")
+        return
+    full = layer.movedim(dim, 0)
+    halves = full.reshape(size // each, each, *full.shape[1:]).numpy()
+    tracer.join(halves, np.broadcast_to(halves[:1], halves.shape))
+
+
+def _spatial(tracer: _Tracer, name: str, args: Args, out: Any) -> None:
+    """Keep the labels of dimensions 0 and 1; others are mixed."""
+    for layer in tracer.layers(args[0]):
+        if set(varying(layer)) - {1} and args[0].ndim > 3:
+            tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
+    for result in _results(out):
+        if result.ndim == args[0].ndim:
+            tracer.label(result, tuple(one for one in tracer.layers(args[0]) if set(varying(one)) == {1}))
+
+
+def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    source: torch.Tensor = args[0]
+    if len(args) > 1 and isinstance(args[1], torch.Tensor):  # max and min of two tensors
+        _pointwise(tracer, name, args, [t for t in args if isinstance(t, torch.Tensor)], out)
+        return
+    position = 2 if name in ("linalg_vector_norm", "norm") else 1
+    dims = kwargs.get("dim", args[position] if len(args) > position else None)
+    dims = list(range(source.ndim)) if dims is None or dims == [] else dims
+    wanted = [d % source.ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    results = _results(out)
+    keep = bool(results) and results[0].ndim == source.ndim
+    found = []
+    for layer in tracer.layers(source):
+        inside = tuple(d for d in varying(layer) if d in wanted)
+        if inside:
+            mix(tracer, name, layer, inside)
+        left = layer
+        for d in sorted(wanted, reverse=True):
+            left = left.narrow(d, 0, 1)
+            left = left if keep else left.squeeze(d)
+        found.append(left)
+    for result in results:
+        tracer.label(result, tuple(found))
+
+
+def mix(tracer: _Tracer, name: str, layer: Layer, dims: tuple[int, ...]) -> None:
+    """Tie channels that an operator mixes: removing some would change what it makes of the others."""
+    tracer.tie(layer, dims)
+    if set(varying(layer)) <= set(dims):
+        tracer.fix((layer,), f"{name} mixes all of them in {tracer.site()}")
+
+
+def _softmax(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    dim = args[1] if len(args) > 1 else -1
+    for layer in tracer.layers(args[0]):
+        if layer.shape[dim] > 1:
+            mix(tracer, name.strip("_"), layer, (dim % args[0].ndim,))
+    for result in _results(out):
+        tracer.label(result, tracer.layers(args[0]))
+
+
+def _cat(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Label what is put side by side; a piece without labels has a size that cannot change."""
+    pieces = [t for t in args[0] if t.numel() or t.ndim == out.ndim]
+    dim = (args[1] if len(args) > 1 else 0) % out.ndim
+    if name == "stack":
+        shapes = [tuple(t.unsqueeze(dim).shape) for t in pieces]
+        layers = [[one.unsqueeze(dim) for one in tracer.layers(t)] for t in pieces]
+    else:
+        shapes = [tuple(t.shape) for t in pieces]
+        layers = [list(tracer.layers(t)) for t in pieces]
+    across: list[Layer] = []
+    for own in layers:
+        for layer in [one for one in own if one.shape[dim] == 1]:
+            partner = overlapping(across, varying(layer))
+            if partner is None:
+                across.append(layer)
+            else:
+                tracer.join(*broadcast(partner, layer))
+    for layer in across:
+        if any(overlapping(own, varying(layer)) is None for own in layers):
+            tracer.fix((layer,), f"{name} puts a tensor of fixed size beside them in {tracer.site()}")
+    if any(one.shape[dim] > 1 for own in layers for one in own):
+        across = [_side_by_side(tracer, layers, shapes, dim), *across]
+    tracer.label(out, tuple(across))
+
+
+def _side_by_side(
+    tracer: _Tracer, layers: list[list[Layer]], shapes: list[tuple[int, ...]], dim: int
+) -> Layer:
+    parts, unions = [], {d for own in layers for one in own if one.shape[dim] > 1 for d in varying(one)} | {dim}
+    for own, shape in zip(layers, shapes, strict=True):
+        least = [size if d in unions else 1 for d, size in enumerate(shape)]
+        labelled = [one for one in own if one.shape[dim] > 1]
+        if labelled:
+            parts.append(labelled[0].expand(least))
+            for extra in labelled[1:]:
+                tracer.fix((extra,), f"they are labelled twice in {tracer.site()}")
+        else:
+            fixed = tracer.union.fresh(shape[dim])
+            tracer.fix_ids(fixed, f"a tensor of fixed size is put beside other channels in {tracer.site()}")
+            view = [1] * len(shape)
+            view[dim] = shape[dim]
+            parts.append(torch.from_numpy(fixed).reshape(view).expand(least))
+    return collapse(torch.cat(parts, dim))
+
+
+def _pad(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Label channels that are padded; their number is an attribute of the module, or stays as it is."""
+    source, amounts = args[0], list(args[1])
+    found: list[Layer] = []
+    for layer in tracer.layers(source):
+        one = layer
+        for i in range(len(amounts) // 2):
+            dim, (low, high) = source.ndim - 1 - i, amounts[2 * i : 2 * i + 2]
+            if one.shape[dim] == 1 or (low == 0 and high == 0):
+                continue
+            if low < 0 or high < 0 or len(varying(one)) > 1:
+                tracer.fix((one,), f"they are cropped in {tracer.site()}")
+                break
+            before, after = tracer.union.fresh(low), tracer.union.fresh(high)
+            if low == high:
+                tracer.join(before, after)
+            for side in (before, after):
+                if len(side) and not _count_by_value(tracer, side):
+                    tracer.fix_ids(side, f"zeros of fixed number are padded in {tracer.site()}")
+            old = one.numpy().ravel()
+            one = along(np.concatenate([before, old, after]), dim, source.ndim)[0]
+            tracer.result.cuts.append(Cut(tracer.site(), name, one.numpy().ravel(), one))
+        found.append(one)
+    tracer.label(out, tuple(found))
+
+
+def _count_by_value(tracer: _Tracer, ids: Ids) -> bool:
+    """Find the one attribute of the module at work that holds the number of `ids`, which has to change with them."""
+    from penjing_prune.trace import Count
+
+    name = tracer.site().module
+    module = tracer._modules[name]
+    holders = [key for key, value in vars(module).items() if type(value) is int and value == len(ids)]
+    holders = [key for key in holders if "pad" in key.lower()] or holders
+    if len(holders) != 1:
+        return False
+    tracer.result.counts.append(Count(name, holders[0], ids))
+    return True
+
+
+def _batch_norm(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    """Join channels with their scale, shift, mean and variance."""
+    source = args[0]
+    layers = tracer.layers(source)
+    ids = vector(tracer, layers, 1, name, source.shape[1])
+    for tensor in [t for t in args[1:5] if isinstance(t, torch.Tensor) and t.ndim == 1]:
+        own = vector(tracer, tracer.layers(tensor), 0, name, tensor.shape[0])
+        meet_ids(tracer, ids, own, name)
+        leaf = tracer.leaf(tensor)
+        if leaf and own is not None:
+            tracer.count(leaf, "num_features", own)
+            if tensor is args[1]:
+                tracer.result.scales.add(leaf.names[0])
+    tracer.label(_results(out)[0], layers)
+
+
+def _layer_norm(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    """Tie all channels: mean and variance depend on each of them."""
+    source, shape = args[0], args[1]
+    dims = tuple(range(source.ndim - len(shape), source.ndim))
+    for layer in tracer.layers(source):
+        if inside := tuple(d for d in varying(layer) if d in dims):
+            mix(tracer, "layer norm", layer, inside)
+    tensors = [t for t in (source, *args[2:4]) if isinstance(t, torch.Tensor)]
+    for tensor in tensors[1:]:
+        tracer.fix(tensor, f"layer norm mixes all of them in {tracer.site()}")
+    tracer.label(_results(out)[0], tuple(meet(tracer, "layer norm", tensors, source.ndim)))
+
+
+def _group_norm(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    """Tie the channels of each group, and count the groups."""
+    source, weight, bias, groups = args[0], args[1], args[2], args[6]
+    ids = vector(tracer, tracer.layers(source), 1, "group norm", source.shape[1])
+    for tensor in (weight, bias):
+        if tensor is not None:
+            own = vector(tracer, tracer.layers(tensor), 0, "group norm", source.shape[1])
+            meet_ids(tracer, ids, own, "group norm")
+            if own is not None and (leaf := tracer.leaf(tensor)):
+                tracer.count(leaf, "num_channels", own)
+    if ids is not None:
+        grouped = ids.reshape(groups, -1)
+        tracer.join(grouped, np.broadcast_to(grouped[:, :1], grouped.shape))
+        if groups == 1 or not tracer.count(tracer.leaf(weight), "num_groups", grouped[:, 0]):
+            tracer.fix_ids(ids, f"group norm mixes all of them in {tracer.site()}")
+    tracer.label(_results(out)[0], tracer.layers(source))
+
+
+def _embedding(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    table = args[0]
+    for layer in tracer.layers(table):
+        if layer.shape[0] > 1:
+            tracer.fix((layer,), f"rows are looked up by number in {tracer.site()}")
+    ids = vector(tracer, tuple(one for one in tracer.layers(table) if one.shape[0] == 1), 1, name, table.shape[1])
+    if ids is not None:
+        tracer.label(out, along(ids, out.ndim - 1, out.ndim))
+
+
+def vector(tracer: _Tracer, layers: Layers, dim: int, name: str, size: int) -> Ids | None:
+    """Return the ids along one dimension, where that is all there is to know; what cannot be followed is fixed."""
+    found = None
+    for layer in layers:
+        if varying(layer) == (dim,) and found is None:
+            found = layer.numpy().ravel()
+        else:
+            tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
+    return found
+
+
+def meet_ids(tracer: _Tracer, first: Ids | None, second: Ids | None, name: str) -> None:
+    """Join two vectors of ids; one without partner is fixed."""
+    if first is not None and second is not None:
+        tracer.join(first, second)
+    else:
+        for one in (first, second):
+            if one is not None:
+                tracer.fix_ids(one, f"{name} combines them with a tensor of fixed size in {tracer.site()}")
+
+
+Rule = Callable[["_Tracer", str, Any, Args, dict[str, Any], Any], None]
+_RULES: dict[str, Rule] = {
+    "cat": _cat,
+    "stack": _cat,
+    "constant_pad_nd": _pad,
+    "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
+    "embedding": _embedding,
+    **dict.fromkeys(BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(NORMALISERS, _softmax),
+    "convolution": convolution,
+    "_convolution": convolution,
+    "mm": matrix_product,
+    "addmm": matrix_product,
+    "bmm": bmm,
+    "baddbmm": bmm,
+    "_scaled_dot_product_flash_attention_for_cpu": sdpa,
+    "_scaled_dot_product_flash_attention": sdpa,
+    "_scaled_dot_product_efficient_attention": sdpa,
+    "_scaled_dot_product_cudnn_attention": sdpa,
+    "_scaled_dot_product_fused_attention_overrideable": sdpa,
+}

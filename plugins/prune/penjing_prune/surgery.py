@@ -1,0 +1,139 @@
+"""Edits: which channels of which parameters stay, as data that can be stored and replayed onto a fresh module."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from penjing.errors import InputError
+from torch import nn
+
+from penjing_prune.groups import Structure
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What changes in a module: indices kept of each dimension of tensors, and integers that attributes take."""
+
+    #: (names of the tensor, dimension, indices that stay)
+    tensors: tuple[tuple[tuple[str, ...], int, tuple[int, ...]], ...]
+    #: (module, attribute, value)
+    attributes: tuple[tuple[str, str, int], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the edit as JSON values."""
+        return {
+            "tensors": [{"names": n, "dim": d, "keep": k} for n, d, k in self.tensors],
+            "attributes": [{"module": m, "name": a, "value": v} for m, a, v in self.attributes],
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> Edit:
+        """Return the edit that `to_json` wrote; InputError for anything else."""
+        try:
+            return Edit(
+                tuple(
+                    (tuple(map(_text, t["names"])), _number(t["dim"]), tuple(map(_number, t["keep"])))
+                    for t in data["tensors"]
+                ),
+                tuple((_text(a["module"]), _text(a["name"]), _number(a["value"])) for a in data["attributes"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"The list of structural edits is damaged: {error!r}.", hint="Run the step again."
+            ) from error
+
+
+def edit(structure: Structure, removed: Iterable[int], attributes: Mapping[tuple[str, str], Any]) -> Edit:
+    """Return what removing these units means for the module.
+
+    `attributes` are those of modules that shrink with channels though no layer's definition says so: their ids.
+    """
+    gone = list(removed)
+    tensors = []
+    for leaf in structure.traced.leaves:
+        for dim, ids in enumerate(leaf.ids):
+            mask = structure.kept(gone, ids)
+            if not mask.all():
+                tensors.append((leaf.names, dim, tuple(np.flatnonzero(mask).tolist())))
+    values: dict[tuple[str, str], int] = {}
+    counts = [((c.module, c.name), c.ids) for c in structure.traced.counts]
+    for key, ids in [*counts, *attributes.items()]:
+        left = int(structure.kept(gone, ids).sum())
+        if left != len(ids):
+            values[key] = left
+    return Edit(tuple(tensors), tuple((m, a, v) for (m, a), v in sorted(values.items())))
+
+
+def apply(module: nn.Module, change: Edit) -> None:
+    """Carry an edit out on `module` itself; InputError where it does not fit."""
+    with torch.no_grad():
+        for names, dim, keep in change.tensors:
+            old = _tensor(module, names[0])
+            if not keep or not 0 <= dim < old.ndim or not 0 <= min(keep) <= max(keep) < old.shape[dim]:
+                raise InputError(
+                    f"The structural edit of {names[0]} does not fit its shape {list(old.shape)}.",
+                    hint="It was made for another network.",
+                )
+            index = torch.tensor(keep, device=old.device)
+            new: torch.Tensor = old.detach().index_select(dim, index).contiguous()
+            if isinstance(old, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=old.requires_grad)
+            _replace(module, names, new)
+    for name, attribute, value in change.attributes:
+        part = _part(module, name)
+        if type(getattr(part, attribute, None)) is not int:
+            raise InputError(f"{name or 'the network'} has no number called {attribute!r}.")
+        setattr(part, attribute, value)
+
+
+def mask(module: nn.Module, change: Edit) -> None:
+    """Replace by zeros, in `module` itself, every parameter that an edit removes: what the edited module must equal."""
+    with torch.no_grad():
+        for names, dim, keep in change.tensors:
+            old = _tensor(module, names[0])
+            if isinstance(old, nn.Parameter):
+                gone = np.setdiff1d(np.arange(old.shape[dim]), keep)
+                new = old.detach().index_fill(dim, torch.from_numpy(gone).to(old.device), 0)
+                _replace(module, names, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def _replace(module: nn.Module, names: Iterable[str], new: torch.Tensor) -> None:
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        part = module.get_submodule(owner)
+        (part._parameters if attribute in part._parameters else part._buffers)[attribute] = new  # type: ignore[assignment]  # each holds what it held
+
+
+def _part(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        raise InputError(f"The network has no part {name!r}.", hint="It is another network.") from error
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    owner, _, attribute = name.rpartition(".")
+    part = _part(module, owner)
+    found = part._parameters.get(attribute)
+    found = part._buffers.get(attribute) if found is None else found
+    if found is None:
+        raise InputError(f"The network has no tensor {name!r}.", hint="It is another network.")
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no integer")
+    return value

@@ -1,0 +1,323 @@
+"""Run a network once and learn which channels belong together.
+
+Execution is real, so that nothing can fail to be traced: a `TorchDispatchMode` sees every operator that PyTorch
+carries out, after composite ones were taken apart, and `rules.py` says what each does to channel ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+
+
+@dataclasses.dataclass
+class Leaf:
+    """A parameter or buffer: every name it has, and the ids of each of its dimensions."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameter: bool
+    ids: tuple[Ids, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where in the network something happened: the module at work and the line of its code."""
+
+    module: str
+    kind: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.module or 'the network'} ({self.line})"
+
+
+@dataclasses.dataclass
+class Cut:
+    """An operator that gives a shape, split or slice to channels, which the code may have written down as a number."""
+
+    site: Site
+    op: str
+    ids: Ids
+    #: the labels of what comes of it
+    after: Layer
+
+    @property
+    def grid(self) -> Layer | None:
+        """Return the labels where they change along several dimensions: one of them has to shrink evenly."""
+        return self.after if len(varying(self.after)) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Multiply-accumulates: `each` times the number of ids left in every one of `sides`."""
+
+    each: float
+    sides: tuple[Ids, ...]
+    #: the parameter that is multiplied with, where there is one, and the shape of what it makes
+    weight: str = ""
+    output: tuple[int, ...] = ()
+    details: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """An attribute of a module that holds the number of these ids."""
+
+    module: str
+    name: str
+    ids: Ids
+
+
+@dataclasses.dataclass
+class Traced:
+    """What a network does with its channels."""
+
+    union: Union
+    leaves: list[Leaf]
+    cuts: list[Cut] = dataclasses.field(default_factory=list)
+    products: list[Product] = dataclasses.field(default_factory=list)
+    counts: list[Count] = dataclasses.field(default_factory=list)
+    #: parameters that scale the result of a batch norm
+    scales: set[str] = dataclasses.field(default_factory=set)
+
+
+def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
+    """Return what `module` does with its channels when it is called with `example`. The module is left as it was."""
+    tracer = _Tracer(module)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no rule could look into
+    try:
+        with evaluating(module), tracer.watching(module), torch.no_grad():
+            tracer.run(module, example)
+        unseen = [name for name, p in module.named_parameters() if id(p) not in tracer.touched]
+        if unseen:
+            _trace_training(module, tracer, example, unseen)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    tracer.protect_attention(module)
+    return tracer.result
+
+
+def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...], unseen: list[str]) -> None:
+    """Look at what runs in training only, such as auxiliary heads, so that it keeps fitting the rest."""
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    twice = tuple(torch.cat([x, x]) if isinstance(x, torch.Tensor) else x for x in example)
+    products = list(tracer.result.products)
+    try:
+        with evaluating(module, training=True), tracer.watching(module), torch.no_grad():
+            tracer.run(module, twice)
+    except Exception:  # noqa: BLE001 - whatever a network raises that needs more than an image to train
+        tracer.result.union.fix(
+            (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
+            "it does not run on an image alone",
+        )
+    finally:
+        module.load_state_dict(state)
+        tracer.result.products[:] = products  # costs are those of inference
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Put every part of a module into eval mode (or training mode), and back as each was."""
+    modes = {name: part.training for name, part in module.named_modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for name, part in module.named_modules():
+            part.training = modes[name]
+
+
+class _Tracer(TorchDispatchMode):
+    """Sees every operator, keeps the labels of tensors, and collects what rules find."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.union = Union()
+        self.result = Traced(self.union, [])
+        self.touched: set[int] = set()
+        self._labels = WeakTensorKeyDictionary()
+        self._leaf: dict[int, Leaf] = {}
+        self._modules = dict(module.named_modules())
+        self._stack: list[str] = []
+        self._alive: list[torch.Tensor] = []
+        for tensor, names, is_parameter in _leaves(module):
+            ids = tuple(self.union.fresh(size) for size in tensor.shape)
+            leaf = Leaf(tuple(names), tuple(tensor.shape), is_parameter, ids)
+            self.result.leaves.append(leaf)
+            self._leaf[id(tensor)] = leaf
+            self._alive.append(tensor)
+            self._labels[tensor] = tuple(
+                layer for d, one in enumerate(ids) for layer in along(one, d, tensor.ndim)
+            )
+
+    def run(self, module: nn.Module, example: tuple[Any, ...]) -> None:
+        """Run the network; what comes out of it stays as it is."""
+        with self:
+            outputs = module(*example)
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor):
+                self.fix(tensor, "it is an output of the network")
+
+    @contextlib.contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Know which part of the network is at work."""
+
+        def enter(name: str) -> Any:
+            return lambda *_: self._stack.append(name)
+
+        def leave(*_: Any) -> None:
+            self._stack.pop()
+
+        hooks = []
+        for name, part in module.named_modules():
+            hooks += [
+                part.register_forward_pre_hook(enter(name), prepend=True),
+                part.register_forward_hook(leave, always_call=True),
+            ]
+        try:
+            yield
+        finally:
+            self._stack.clear()
+            for hook in hooks:
+                hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from penjing_prune.rules import learn
+
+        kwargs = kwargs or {}
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        for tensor in tensors:
+            if id(tensor) in self._leaf:
+                self.touched.add(id(tensor))
+        out = func(*args, **kwargs)
+        if any(self.layers(tensor) for tensor in tensors):
+            learn(self, func, args, kwargs, tensors, out)
+        return out
+
+    def layers(self, tensor: torch.Tensor) -> Layers:
+        """Return the labels of a tensor; none where it belongs to no channel."""
+        found: Layers = self._labels.get(tensor, ())
+        return found
+
+    def label(self, tensor: torch.Tensor, layers: Layers) -> None:
+        """Say which channels a tensor belongs to."""
+        kept = tuple(layer for layer in layers if layer.numel() > 1)
+        if kept or tensor in self._labels:
+            self._labels[tensor] = kept
+
+    def leaf(self, tensor: torch.Tensor) -> Leaf | None:
+        """Return the parameter or buffer that `tensor` is."""
+        return self._leaf.get(id(tensor))
+
+    def join(self, first: Ids, second: Ids) -> None:
+        """Make channels go together."""
+        self.union.join(first, second)
+
+    def tie(self, layer: Layer, dims: tuple[int, ...]) -> None:
+        """Make all channels along `dims` go together."""
+        one = layer
+        for d in dims:
+            one = one.narrow(d, 0, 1)
+        self.join(*_pair(layer, one))
+
+    def fix(self, what: torch.Tensor | Layers, reason: str) -> None:
+        """Say that channels stay as they are, and why."""
+        for layer in self.layers(what) if isinstance(what, torch.Tensor) else what:
+            self.union.fix(numbers(layer).tolist(), reason)
+
+    def fix_ids(self, ids: Ids, reason: str) -> None:
+        """Say the same of ids."""
+        self.union.fix(ids.ravel().tolist(), reason)
+
+    def weight_of(self, tensor: torch.Tensor) -> Leaf | None:
+        """Return the matrix of which `tensor` is the transpose: what a linear layer multiplies with."""
+        for layer in self.layers(tensor):
+            first = int(layer.flatten()[0])
+            for leaf in self.result.leaves:
+                if leaf.shape == tuple(reversed(tensor.shape)) and any(
+                    len(ids) and ids[0] == first for ids in leaf.ids
+                ):
+                    return leaf
+        return None
+
+    def owners(self, leaf: Leaf | None) -> list[tuple[str, nn.Module]]:
+        """Return the modules that hold a parameter, by name."""
+        names = [name.rpartition(".")[0] for name in leaf.names] if leaf else []
+        return [(name, self._modules[name]) for name in names]
+
+    def count(self, leaf: Leaf | None, name: str, ids: Ids, *, holds: int | None = None) -> bool:
+        """Note that the owner of `leaf` keeps the number of `ids` in its attribute `name`; False where it does not."""
+        found = False
+        for owner, module in self.owners(leaf):
+            if type(getattr(module, name, None)) is int and getattr(module, name) == (
+                len(ids) if holds is None else holds
+            ):
+                self.result.counts.append(Count(owner, name, ids))
+                found = True
+        return found
+
+    def site(self) -> Site:
+        """Return where the network is."""
+        name = self._stack[-1] if self._stack else ""
+        return Site(name, type(self._modules[name]).__qualname__, _line())
+
+    def protect_attention(self, module: nn.Module) -> None:
+        """Leave nn.MultiheadAttention whole: it takes as many channels inside as outside, so that no head can go."""
+        reason = "nn.MultiheadAttention is as wide inside as outside, and cannot lose a head"
+        for name, part in module.named_modules():
+            if isinstance(part, nn.MultiheadAttention):
+                for leaf in self.result.leaves:
+                    if leaf.names[0].startswith(f"{name}." if name else ""):
+                        for ids in leaf.ids:
+                            self.fix_ids(ids, reason)
+
+
+def _pair(layer: Layer, one: Layer) -> tuple[Ids, Ids]:
+    return layer.numpy(), one.expand_as(layer).numpy()
+
+
+def _leaves(module: nn.Module) -> Iterator[tuple[torch.Tensor, list[str], bool]]:
+    """Yield every floating-point parameter and buffer once, with all its names."""
+    names: dict[int, list[str]] = {}
+    found: dict[int, tuple[torch.Tensor, bool]] = {}
+    for kind, entries in (
+        (True, module.named_parameters(remove_duplicate=False)),
+        (False, module.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in entries:
+            if tensor.is_floating_point() and tensor.ndim:
+                names.setdefault(id(tensor), []).append(name)
+                found.setdefault(id(tensor), (tensor, kind))
+    for key, (tensor, is_parameter) in found.items():
+        yield tensor, names[key], is_parameter
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+def _line() -> str:
+    """Return the innermost line of code outside PyTorch itself, as file:line."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE)) and not name.startswith("<"):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "?"
