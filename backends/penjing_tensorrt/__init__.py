@@ -30,9 +30,9 @@ def penjing_techniques() -> list[type[Technique]]:
 
 @hookimpl
 def penjing_commands(cli: click.Group) -> None:
-    """Add `penjing tune` and `penjing dla`."""
-    from penjing_tensorrt.dla.command import dla
+    """Bring `penjing tune` and `penjing dla`."""
+    from penjing_tensorrt.dla import command
     from penjing_tensorrt.tune_command import tune
 
     cli.add_command(tune)
-    cli.add_command(dla)
+    command.add(cli)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any
 
 from penjing.data import open_data
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 
 #: what those who use a finished run again read in its run.json
-_KEPT = {"device": str, "backend": dict, "task": str, "seed": int, "classes": list}
+_KEPT = {
+    "device": str, "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +215,7 @@ def described(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_types(table: dict[str, Any], kinds: dict[str, type], path: Path) -> None:
+def _check_types(table: dict[str, Any], kinds: Mapping[str, type | UnionType], path: Path) -> None:
     for name, kind in kinds.items():
         if not isinstance(table.get(name), kind):
             raise InputError(f"{path} is damaged: its {name!r} cannot be read.", hint="Compress again.")

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from penjing_tensorrt.dla.place import Placement
 
 
+def add(cli: click.Group) -> None:
+    """Add the command to the command line."""
+    cli.add_command(dla)
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option(

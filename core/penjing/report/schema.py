@@ -213,6 +213,40 @@ class DeviceRecord(TypedDict):
     here: Annotated[bool, "true where this machine can run models as the device would"]
 
 
+class Checked(TypedDict):
+    """How near the board's answers to recorded inputs were to those recorded."""
+
+    distance: Annotated[dict[str, float | None], "by output: |a - b| / |b|; null where they do not compare"]
+    tolerance: Annotated[Share, "distance allowed"]
+
+
+class OnBoard(TypedDict):
+    """What `penjing measure --host` found on a board: of the bundle, run there."""
+
+    host: Annotated[str, "the board, as it was given to ssh"]
+    path: Annotated[str, "the bundle's folder there"]
+    measured: Annotated[Moment, "when, ISO 8601 with time zone"]
+    machine: Annotated[str, "what the board calls itself or its processor"]
+    arch: Annotated[str, "architecture of its processor"]
+    python: Annotated[str, "version of its Python"]
+    runtime: Annotated[str, "what ran the model, and its version"]
+    power_mode: Annotated[str, "of a Jetson, as `nvpmodel` names it; empty elsewhere"]
+    batch: Annotated[Several, "images that went in together"]
+    latency: Annotated[Latency, "how long one inference took"]
+    state: Annotated[
+        dict[str, dict[str, Json]], "what the board told of clocks, heat and throttling, `before` and `after`"
+    ]
+    engine: Annotated[dict[str, Json], "of TensorRT: the engine, and what it was built for; empty elsewhere"]
+    check: Annotated[Checked, "the runner's own check"]
+    accuracy: Annotated[Accuracy | None, "score of the answers given there; null where none was taken"]
+    accuracy_why: Annotated[str, "why `accuracy` is null; empty where it is not"]
+    agreement: Annotated[
+        Share | None,
+        "share of photographs with the same first class as on the workstation; null where not compared",
+    ]
+    agreement_n: Annotated[Several | None, "photographs compared; null where none were"]
+
+
 class Environment(TypedDict):
     """The machine and the versions that the run used."""
 
@@ -246,6 +280,7 @@ class Report(TypedDict):
     goals: Annotated[Sequence[GoalRecord], "what the user demanded"]
     warnings: Annotated[Sequence[str], "what needs the reader's eye, of the run as a whole"]
     environment: Annotated[Environment, "machine and versions"]
+    on_board: Annotated[OnBoard | None, "what was measured on a board; null where nothing was"]
 
 
 def check(report: object) -> Report:
