@@ -147,6 +147,7 @@ class ExhibitRecord(TypedDict):
     series: Annotated[dict[str, Sequence[Point]], "of lines: points (x, y) by the name of each line"]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
+    lanes: Annotated[Sequence[str], "of lanes: their names, from the top"]
     segments: Annotated[Sequence[Segment], "of lanes: the parts, in order"]
 
 
