@@ -16,7 +16,7 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
-from penjing.recipe import from_toml, override, with_device
+from penjing.recipe import ending_with, from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
         ) from error
     progress.end()
     own = host.recipe(device, model, request.goal)
-    recipe = override(with_device(asked, own) if asked else own, request.settings)
+    whole = with_device(asked, own) if asked else own
+    recipe = override(ending_with(whole, request.settings, host.backends), request.settings)
     data = None
     if request.data is not None:
         classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None

@@ -289,16 +289,26 @@ def plugins(step: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--device", metavar="NAME", help="Also compare with what this device runs.")
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="FILE",
+    help="Look at this engine file alone: who made it, and whether it loads here and on the device.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def doctor(device: str | None, as_json: bool) -> None:
-    """Tell what is installed here, what will not work together, and what to do about it."""
+def doctor(device: str | None, engine: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Tell what is installed here, what will not work together, and what to do about it.
+
+    An engine file is read, never executed: its header says whether TensorRT or TensorRT-RTX made it, and which version.
+    """
     import dataclasses
 
-    from penjing.doctor import examine
+    from penjing.doctor import examine, examine_engine
     from penjing.host import Host
 
     host = Host()
-    findings = examine(host.device(device) if device else None, host.broken)
+    target = host.device(device) if device else None
+    findings = examine_engine(engine, target) if engine else examine(target, host.broken)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:

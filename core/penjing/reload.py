@@ -37,10 +37,9 @@ def load(run: Path | str, column: str = "optimised", *, host: Host | None = None
     store = Store(folder, functools.partial(open_source, host, source), reading=True)
     model = source
     for record in steps:
-        kind = host.step(record["name"])
-        if kind.produces != "torch":
+        if record["form"] != "torch":
             break
-        step = build(kind, record["name"], record["options"])
+        step = build(host.step(record["name"]), record["name"], record["options"])
         done = store.find(step, record["key"], model)
         if done is None:
             raise InputError(

@@ -265,7 +265,11 @@ class Run:
         """Put the interchange model of a column where people look for it, and which steps made it."""
         model = column.model
         (self.folder / column.name).mkdir(exist_ok=True)
-        steps = [{name: done.record[name] for name in ("name", "options", "key")} for done in column.done]
+        steps = [
+            {**{name: done.record[name] for name in ("name", "options", "key")}, "form": done.model.form}
+            for done in column.done
+            if done.record["value"] != "unchanged"
+        ]
         sealed.write(self.folder / column.name / STEPS, {"steps": steps})
         if not (isinstance(model.value, Path) and model.value.suffix == ".onnx"):
             return

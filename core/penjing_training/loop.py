@@ -198,7 +198,8 @@ class _Job:
         while self.step < self.course.steps and not self._tired():
             epoch = self.step // self.course.per_epoch + 1
             self.context.progress.begin(f"epoch {epoch} of {self.options.epochs}", self.course.per_epoch)
-            self.context.progress.advance(self.step % self.course.per_epoch)
+            if done := self.step % self.course.per_epoch:
+                self.context.progress.advance(done)
             said = self._epoch(parts, clock)
             self.context.progress.end(f"{said}, {clock.left()}")
         result = self._finish()
@@ -270,38 +271,41 @@ class _Job:
     def _judge(self) -> Score | None:
         """Score the network on select, and remember it if it is the best seen."""
         parallel.spread_buffers(self.network, self.ranks)
-        if not len(self.select):
-            self.best = (None, checkpoint.state_of(self.candidate))
-            return None
-        with evaluating(self.candidate) as network:
-            found = score(network, self.objective, self.select, self.normalise)
-        found = Score(*self.ranks.tell([found.loss, found.accuracy]))  # all decide alike
-        self.record.score(self.step, found)
         self.waited += 1
+        with evaluating(self.candidate) as network:
+            found = self._consider(network)
+        if found is not None:
+            self.record.score(self.step, found)
+        return found
+
+    def _consider(self, network: nn.Module) -> Score | None:
+        """Score a network in eval mode, and keep its state if it is the best seen; None, and kept, without select."""
+        if not len(self.select):
+            self.best = (None, checkpoint.state_of(network))
+            return None
+        found = score(network, self.objective, self.select, self.normalise)
+        found = Score(*self.ranks.tell([found.loss, found.accuracy]))  # all decide alike
         if found.beats(self.best[0]):
-            self.best, self.waited = (found, checkpoint.state_of(self.candidate)), 0
+            self.best, self.waited = (found, checkpoint.state_of(network)), 0
         return found
 
     def _tired(self) -> bool:
         return bool(self.options.patience) and self.waited >= self.options.patience
 
     def _finish(self) -> checkpoint.Tensors:
-        """Return the state of the best network, its batch norms estimated anew, and tell the report."""
-        best, state = self.best
-        self.network.load_state_dict(state)
-        self.network.eval()
-        if self.options.batch_norm and self.options.epochs and norms_of(self.network):
-            reestimate(self.network, self.photos, self._clean, self.normalise)
-            if len(self.select):
-                found = Score(
-                    **dataclasses.asdict(score(self.network, self.objective, self.select, self.normalise))
-                )
-                found = Score(*self.ranks.tell([found.loss, found.accuracy]))
-                if not best or not best.beats(found):
-                    best, state = found, checkpoint.state_of(self.network)
-            else:
-                state = checkpoint.state_of(self.network)
-        self.best = (best, state)
+        """Return the state of the best network, its batch norms maybe estimated anew, and tell the report.
+
+        The running statistics of batch norms lag behind the weights, so that the last network may be the best only
+        once they are estimated anew: it is looked at too.
+        """
+        if self.options.batch_norm and self.step and norms_of(self.network):
+            last = checkpoint.state_of(self.candidate)
+            for state in (self.best[1], last):
+                self.network.load_state_dict(state)
+                self.network.eval()
+                reestimate(self.network, self.photos, self._clean, self.normalise)
+                self._consider(self.network)
+        state = self.best[1]
         self.ranks.agree(checkpoint.digest_of(state), "result of training")
         self._tell()
         self._save(finished=True)
@@ -359,7 +363,7 @@ class _Job:
         self.step, self.waited = state["step"], state["waited"]
         best = state["score"] and Score(*state["score"])
         self.best = (best, {n: t.to(self.device) for n, t in below("best", tensors).items()})
-        self.record = Record(**state["record"])
+        self.record = Record.from_dict(state["record"])
         if state["finished"]:
             self._tell()
             return {name: tensor.cpu() for name, tensor in self.best[1].items()}

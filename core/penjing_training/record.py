@@ -45,6 +45,13 @@ class Record:
         """Return what a checkpoint keeps."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Record:
+        """Return what a checkpoint kept."""
+        loss = [(step, value) for step, value in kept["loss"]]
+        select = [(step, value, share) for step, value, share in kept["select"]]
+        return cls(kept["steps"], loss, select, kept["stretch"])
+
     def show(self, context: Context, title: str) -> None:
         """Put the curves into the report."""
         curves = {"training": self.loss, "select": [(step, loss) for step, loss, _ in self.select]}

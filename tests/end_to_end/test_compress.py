@@ -219,7 +219,7 @@ def test_commands_about_what_there_is_speak_json(workplace, command):
 def test_people_read_devices_plugins_and_doctor(workplace, command):
     assert "Raspberry Pi 5" in command("devices", cwd=workplace).out
     assert "quant.static" in command("devices", "raspberry-pi-5", cwd=workplace).out
-    assert "minmax" in command("plugins", cwd=workplace).out
+    assert "minmax" in command("plugins", "quant.static", cwd=workplace).out
     assert "onnxruntime" in command("doctor", "--device", "raspberry-pi-5", cwd=workplace).out
 
 

@@ -126,10 +126,18 @@ class Score(TypedDict):
     split: Annotated[str, "the split they are from, as in `select`"]
 
 
+class Segment(TypedDict):
+    """One part of a whole that a step shows in lanes."""
+
+    name: Annotated[str, "what it is"]
+    lane: Annotated[str, "the lane it is drawn in"]
+    width: Annotated[Amount, "its share, in any unit"]
+
+
 class ExhibitRecord(TypedDict):
     """A picture or table that a step shows; which fields say something depends on `kind`."""
 
-    kind: Annotated[Literal["bars", "lines", "table"], "what it is"]
+    kind: Annotated[Literal["bars", "lines", "table", "lanes"], "what it is"]
     title: Annotated[str, "what it shows"]
     unit: Annotated[str, "of bars: the unit of their values"]
     values: Annotated[dict[str, float | None], "of bars: length by name, in order; null where absent"]
@@ -139,6 +147,7 @@ class ExhibitRecord(TypedDict):
     series: Annotated[dict[str, Sequence[Point]], "of lines: points (x, y) by the name of each line"]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
+    segments: Annotated[Sequence[Segment], "of lanes: the parts, in order"]
 
 
 class StepRecord(TypedDict):

@@ -1,0 +1,142 @@
+"""quant.qat: train with the integers in place, so that the weights learn to live with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from penjing.errors import StepError
+from penjing.options import option
+from penjing.step import Backend, Context
+from penjing_training import TrainingOptions
+
+from penjing_quant.static import StaticQuantisation
+
+if TYPE_CHECKING:
+    import onnx
+    from penjing.device import Device
+    from penjing.model import Model
+    from typing_extensions import Self
+
+    from penjing_quant.quantiser import Candidate, Quantiser
+    from penjing_quant.trainable import Trainable
+
+#: how well a graph in PyTorch has to agree with the same in ONNX Runtime, in dB
+FLOAT_AGREES, INTEGERS_AGREE = 60.0, 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
+    """Turn weights and activations into 8-bit integers as quant.static does, then train with them in place."""
+
+    name = "quant.qat"
+    needs = frozenset({"calibration", "training"})
+
+    learning_rate: float = option(1e-4, "Highest learning rate.", between=(0, 100))
+    temperature: float = option(
+        2.0, "What scores are divided by before they are compared.", between=(0.01, 100)
+    )
+    weight: float = option(
+        0.7, "The float network's share where there are labels, which have the rest.", between=(0, 1)
+    )
+    learn_scales: bool = option(False, "Learn the scales of weights and activations too.")
+
+    def explain(self, device: Device, backend: Backend) -> str:
+        """Say that training follows."""
+        return f"{super().explain(device, backend)} Then {self.epochs} epochs of training, the float network teaching."
+
+    def naive(self) -> Self:
+        """Return quant.static's naive form: no recovery, and so no training."""
+        return dataclasses.replace(super().naive(), epochs=0)
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the model as a Q/DQ graph whose weights were trained with the integers in place."""
+        from penjing_quant.quantiser import Quantiser
+
+        quantiser = Quantiser(self, model, self._scheme(context.device, context.backend), context)
+        best = quantiser.run()
+        if self.epochs and best.written.integer:
+            best = self._trained(model, quantiser, best)
+            quantiser.tried["trained"] = best.sqnr
+        quantiser.tell(best)
+        return self._finish(model, quantiser, best)
+
+    def _trained(self, model: Model, quantiser: Quantiser, best: Candidate) -> Candidate:
+        """Train the graph of a candidate, and write it anew with what it learnt."""
+        from penjing_training.loop import train
+        from penjing_training.objective import Distil
+
+        from penjing_quant.trainable import Trainable
+
+        context = quantiser.context
+        # the first layers compute in float: their weights are packed afterwards
+        graph = quantiser.write(best.model, best.calibration, (), best.rounding, quantiser.floats).model
+        teacher, student = (
+            Trainable(quantiser.model),
+            Trainable(
+                best.model, graph, quantiser.scheme, bits=self.weight_bits, learn_scales=self.learn_scales
+            ),
+        )
+        _check(teacher, quantiser.model, quantiser, FLOAT_AGREES)
+        _check(student, graph, quantiser, INTEGERS_AGREE if not best.rounding else 0.0)
+        objective = Distil(
+            model.become("torch", teacher),
+            temperature=self.temperature,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+        )
+        trained = train(student, self, model, context, objective=objective, keep_frozen=True)
+        assert isinstance(trained, Trainable)
+        weights = _with(best.model, trained)
+        calibration = dataclasses.replace(best.calibration, ranges=trained.ranges(best.calibration.ranges))
+        return quantiser.candidate(weights, weights, calibration, trained.rounding())
+
+
+def _with(model: onnx.ModelProto, trained: Trainable) -> onnx.ModelProto:
+    """Return a graph with trained weights and biases."""
+    import onnx
+    from onnx import numpy_helper
+
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    learnt = trained.initialisers()
+    for tensor in changed.graph.initializer:
+        if tensor.name in learnt:
+            tensor.CopyFrom(numpy_helper.from_array(learnt[tensor.name], tensor.name))
+    return changed
+
+
+def _check(module: Trainable, graph: onnx.ModelProto, quantiser: Quantiser, enough: float) -> None:
+    """Compare a module with its graph in ONNX Runtime, two photographs at a time; StepError where they differ."""
+    import numpy as np
+    import torch
+
+    from penjing_quant.session import Network, Power
+
+    network, power = Network(graph, simulated=True), Power()
+    photographs = quantiser.judges[:4] * (2 if len(quantiser.judges) == 1 else 1)
+    wanted = [network(pixels) for pixels in photographs]
+    with torch.no_grad():
+        try:
+            found = module(torch.from_numpy(np.concatenate(photographs)))
+        except (RuntimeError, NotImplementedError, ValueError, KeyError) as error:
+            raise StepError(
+                f"This network cannot be trained as a graph: {str(error).strip().splitlines()[0]}",
+                hint="Use quant.static, and recover its accuracy before onnx.export with distill.logits.",
+            ) from error
+    outputs = found if isinstance(found, tuple) else (found,)
+    for index, name in enumerate(wanted[0]):
+        expected = np.concatenate([answer[name] for answer in wanted])
+        got = outputs[index].numpy()
+        if got.shape != expected.shape:
+            raise StepError(
+                f"This network cannot be trained in batches: {name} has shape {got.shape}, not {expected.shape}.",
+                hint="Export it with an open batch: onnx.export.batch = 0.",
+            )
+        power.add(expected, got)
+    decibels = power.decibels
+    if decibels is not None and decibels < enough:
+        raise StepError(
+            f"This network computes something else in batches: {decibels:.1f} dB, under {enough:.0f}.",
+            hint="Export it with an open batch: onnx.export.batch = 0; or use quant.static.",
+        )

@@ -1,0 +1,69 @@
+"""Which layers of two networks are compared, and how."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from penjing.errors import StepError
+from penjing_distill.inside import Watch, attention_distance, pairs, shapes_of
+from torch import Size, nn
+
+
+def shapes(**named):
+    return {name.replace("_", "."): Size(shape) for name, shape in named.items()}
+
+
+def test_the_last_layer_of_each_size_is_compared():
+    mine = shapes(stem=(2, 8, 16, 16), a=(2, 8, 16, 16), b=(2, 6, 8, 8), pool=(2, 6, 1, 1), head=(2, 3))
+    its = shapes(stem=(2, 8, 16, 16), a=(2, 16, 16, 16), b=(2, 16, 8, 8), pool=(2, 16, 1, 1), head=(2, 3))
+    assert pairs(mine, its) == [("a", "a"), ("b", "b")]
+
+
+def test_networks_without_names_in_common_are_paired_by_size():
+    mine = shapes(x=(2, 8, 16, 16), y=(2, 8, 8, 8), z=(2, 8, 4, 4))
+    its = shapes(p=(2, 9, 32, 32), q=(2, 9, 16, 16), r=(2, 9, 8, 8))
+    assert pairs(mine, its) == [("x", "q"), ("y", "r")]
+
+
+def test_tokens_of_transformers_are_paired_too():
+    assert pairs(shapes(block=(2, 50, 32)), shapes(layer=(2, 50, 64))) == [("block", "layer")]
+
+
+def test_layers_that_are_named_are_the_ones():
+    both = shapes(stem=(2, 8, 16, 16), a=(2, 8, 16, 16))
+    assert pairs(both, both, ("stem",)) == [("stem", "stem")]
+    with pytest.raises(StepError, match="no layer 'b'") as error:
+        pairs(both, both, ("b",))
+    assert "stem" in error.value.hint
+
+
+def test_networks_that_have_no_size_in_common_are_refused_with_what_to_use_instead():
+    with pytest.raises(StepError, match="same height and width") as error:
+        pairs(shapes(a=(2, 8, 16, 16)), shapes(a=(2, 8, 15, 15)))
+    assert "distill.logits" in error.value.hint
+
+
+def test_attention_looks_at_places_not_at_channels_or_scale():
+    mine = torch.randn(4, 6, 5, 5)
+    its = torch.cat([mine, mine], dim=1) * 3
+
+    assert float(attention_distance(mine, its)) < 1e-10
+    assert float(attention_distance(mine, mine.flip(3))) > 0.01
+
+
+def test_what_layers_put_out_is_seen_in_the_order_they_finish():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+    found = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 4)))
+
+    assert list(found) == ["0", "1.0", "1.1", "1"]
+    assert found["1"] == (2, 4, 2, 2)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_watch_keeps_what_was_put_out_last():
+    network = nn.Sequential(nn.Identity())
+    watch = Watch(network, ["0"])
+    for value in (1.0, 2.0):
+        network(torch.full((1,), value))
+    assert watch["0"] == 2
+    watch.close()
