@@ -6,6 +6,7 @@ import dataclasses
 import io
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from penjing.errors import StepError
 from penjing.host import Host
 from penjing.testing import small_context, torch_model
 from penjing_quant.operators import OPERATORS
-from penjing_quant.qat import QuantisationAwareTraining
+from penjing_quant.qat import FLOAT_AGREES, QuantisationAwareTraining, _settle
 from penjing_quant.session import Network
 from penjing_quant.trainable import Trainable
 from penjing_training import TrainingOptions
@@ -224,16 +225,24 @@ def test_an_operator_that_cannot_be_trained_is_named(build):
     assert "quant.static" in error.value.hint
 
 
-def test_a_network_that_mixes_the_images_of_a_batch_is_refused(build, tensorrt, pixels, tmp_path):
+def test_images_go_one_by_one_through_a_network_that_mixes_those_of_a_batch(build, pixels):
     """Its shapes were written down for a batch of one, in a way that a larger one goes through wrongly."""
-    from types import SimpleNamespace
-
-    from penjing_quant.qat import FLOAT_AGREES, _check
-
     net = build([("ReduceMax", ["x"], ["m"], {"axes": [0]}), ("Add", ["x", "m"], ["y"], {})], {})
     judges = SimpleNamespace(judges=[image[None] for image in pixels])
-    with pytest.raises(StepError, match="something else in batches"):
-        _check(Trainable(net.model), net.model, judges, FLOAT_AGREES)
+    module = Trainable(net.model)
+    assert not np.allclose(module(torch.from_numpy(pixels)).numpy(), run(net.model, pixels))
+    _settle(module, net.model, judges, FLOAT_AGREES)
+
+    assert module.one_by_one
+    np.testing.assert_allclose(module(torch.from_numpy(pixels)).numpy(), run(net.model, pixels), rtol=1e-6)
+
+
+def test_a_network_that_computes_something_else_is_refused(build, pixels, monkeypatch):
+    net = build([("Elu", ["x"], ["y"], {})], {})
+    judges = SimpleNamespace(judges=[image[None] for image in pixels])
+    monkeypatch.setitem(OPERATORS, "Elu", lambda inputs, attributes: -inputs[0])
+    with pytest.raises(StepError, match="something else in PyTorch"):
+        _settle(Trainable(net.model), net.model, judges, FLOAT_AGREES)
 
 
 CASES = {
