@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from penjing.errors import StepError
+from penjing.errors import PlanError, StepError
 from penjing.host import Host
 from penjing.testing import small_context, torch_model
 from penjing_quant.operators import OPERATORS
@@ -216,6 +216,12 @@ def test_the_naive_form_does_not_train():
     assert step.naive().epochs == 0
     assert step.naive().method == "minmax"
     assert "5 epochs of training" in step.explain(Host().device("x86-64-avx2"), Host().backend("onnxrt"))
+
+
+def test_rounding_that_training_would_undo_is_refused_in_the_plan():
+    device, backend = Host().device("x86-64-avx2"), Host().backend("onnxrt")
+    with pytest.raises(PlanError, match="undoes what AdaRound learns"):
+        QuantisationAwareTraining(adaround=True).check(device, backend)
 
 
 def test_an_operator_that_cannot_be_trained_is_named(build):

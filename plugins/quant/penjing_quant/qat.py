@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from penjing.errors import StepError
+from penjing.errors import PlanError, StepError
 from penjing.options import option
 from penjing.step import Backend, Context
 from penjing_training import TrainingOptions
 
+from penjing_quant.quantiser import Quantiser
 from penjing_quant.static import StaticQuantisation
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from penjing.model import Model
     from typing_extensions import Self
 
-    from penjing_quant.quantiser import Candidate, Quantiser
+    from penjing_quant.calibrate import Calibration
+    from penjing_quant.quantiser import Candidate
     from penjing_quant.trainable import Trainable
 
     Array = npt.NDArray[np.float32]
@@ -45,6 +47,15 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
     )
     learn_scales: bool = option(False, "Learn the scales of weights and activations too.")
 
+    def check(self, device: Device, backend: Backend) -> None:
+        """Raise PlanError where quant.static would, and for two ways of learning that undo each other."""
+        super().check(device, backend)
+        if self.adaround and self.epochs:
+            raise PlanError(
+                "quant.qat trains the weights, which undoes what AdaRound learns about rounding them.",
+                hint="Leave out adaround = true, or use quant.static.",
+            )
+
     def explain(self, device: Device, backend: Backend) -> str:
         """Say that training follows."""
         return f"{super().explain(device, backend)} Then {self.epochs} epochs of training, the float network teaching."
@@ -55,9 +66,7 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Return the model as a Q/DQ graph whose weights were trained with the integers in place."""
-        from penjing_quant.quantiser import Quantiser
-
-        quantiser = Quantiser(self, model, self._scheme(context.device, context.backend), context)
+        quantiser = _Together(self, model, self._scheme(context.device, context.backend), context)
         best = quantiser.run()
         if self.epochs and best.written.integer:
             best = self._trained(model, quantiser, best)
@@ -74,7 +83,7 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
 
         context = quantiser.context
         # the first layers compute in float: their weights are packed afterwards
-        graph = quantiser.write(best.model, best.calibration, (), best.rounding, quantiser.floats).model
+        graph = quantiser.write(best.model, best.calibration, (), exact=quantiser.floats).model
         teacher, student = (
             Trainable(quantiser.model),
             Trainable(
@@ -83,9 +92,7 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
         )
         _settle(teacher, quantiser.model, quantiser, FLOAT_AGREES)
         student.one_by_one = teacher.one_by_one
-        # codes that were learnt one by one are not those of the nearest step, from which training begins
-        if not best.rounding:
-            _settle(student, graph, quantiser, INTEGERS_AGREE)
+        _settle(student, graph, quantiser, INTEGERS_AGREE)
         objective = Distil(
             model.become("torch", teacher),
             temperature=self.temperature,
@@ -97,6 +104,16 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
         weights = _with(best.model, trained)
         calibration = dataclasses.replace(best.calibration, ranges=trained.ranges(best.calibration.ranges))
         return quantiser.candidate(weights, weights, calibration, trained.rounding())
+
+
+class _Together(Quantiser):
+    """One quantisation in every process that trains: what the clock decides, rank 0 decides for all."""
+
+    def float_layers(self, calibration: Calibration) -> int:
+        """Return how many layers, from the first on, are to compute in float."""
+        ranks = self.context.ranks
+        count: int = ranks.tell(super().float_layers(calibration) if ranks.first else None)
+        return count
 
 
 def _with(model: onnx.ModelProto, trained: Trainable) -> onnx.ModelProto:
