@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from penjing_prune.labels import Ids, Union, varying
 from penjing_prune.trace import Cut, Traced
@@ -69,9 +70,14 @@ def structure(traced: Traced, axes: Mapping[int, int], fixed: Mapping[int, str])
     for number, cut in enumerate(traced.cuts):
         if number in fixed:
             union.fix(cut.ids.tolist(), fixed[number])
+    done: set[tuple[int, bytes]] = set()
     for number, cut in enumerate(traced.cuts):
-        if cut.grid is not None:
-            _shrink_evenly(union, cut, axes.get(number, 0))
+        if cut.grid is None or number in fixed:
+            continue
+        key = (axes.get(number, 0), cut.grid.numpy().tobytes())
+        if key not in done:
+            _shrink_evenly(union, cut, key[0])
+            done.add(key)
     roots = union.roots()
     reasons: dict[int, str] = {}
     for one, reason in union.fixed.items():
@@ -107,31 +113,52 @@ def _components(lines: Ids) -> int:
 
 def _groups(traced: Traced, roots: Ids, reasons: dict[int, str]) -> tuple[list[Group], dict[int, str]]:
     """Return the groups, and why every other root stays."""
-    touched: dict[int, dict[Place, list[int]]] = defaultdict(dict)
+    stays = np.zeros(len(roots), bool)
+    stays[list(reasons)] = True
+    touched = list(_touched(traced, roots, stays))
+    made = _brought_forth(traced)
+    groups = []
+    for units, places in _alike(touched, len(roots)):
+        source = next((place for place in places if place in made), None)
+        if source is None or len(units) == 1:
+            why = "no layer brings them forth" if source is None else "all its channels can only go together"
+            reasons |= dict.fromkeys(units.tolist(), why)
+            continue
+        leaf, width = traced.leaves[source[0]], places[source].shape[1]
+        groups.append(Group(leaf.names[0], units, places, width, leaf.shape[source[1]]))
+    return groups, reasons
+
+
+def _touched(traced: Traced, roots: Ids, stays: npt.NDArray[np.bool_]) -> Iterator[tuple[Place, Ids, Ids]]:
+    """Yield each dimension with free channels: the roots of those, in order, and their indices."""
     for number, leaf in enumerate(traced.leaves):
         for dim, ids in enumerate(leaf.ids):
-            for index, root in enumerate(roots[ids].tolist()):
-                if root not in reasons:
-                    touched[root].setdefault((number, dim), []).append(index)
-    made = _brought_forth(traced)
-    alike: dict[tuple[tuple[Place, int], ...], list[int]] = defaultdict(list)
-    for root, places in touched.items():
-        alike[tuple((place, len(indices)) for place, indices in places.items())].append(root)
-    groups = []
-    for key, units in alike.items():
-        source = next((place for place, _ in key if place in made), None)
-        if source is None:
-            reasons |= dict.fromkeys(units, "no layer brings them forth")
-            continue
-        if len(units) == 1:
-            reasons[units[0]] = "all its channels can only go together"
-            continue
-        leaf = traced.leaves[source[0]]
-        places = {place: np.array([touched[root][place] for root in units]) for place, _ in key}
-        groups.append(
-            Group(leaf.names[0], np.array(units), places, dict(key)[source], leaf.shape[source[1]])
-        )
-    return groups, reasons
+            own = roots[ids]
+            free = np.flatnonzero(~stays[own])
+            if len(free):
+                order = free[np.argsort(own[free], kind="stable")]
+                yield (number, dim), own[order], order
+
+
+def _alike(touched: list[tuple[Place, Ids, Ids]], count: int) -> Iterator[tuple[Ids, dict[Place, Ids]]]:
+    """Yield units that touch the same dimensions equally often, with the indices of each."""
+    generator = np.random.default_rng(0)
+    signature = np.zeros(count, np.uint64)
+    for _, own, _ in touched:
+        units, times = np.unique(own, return_counts=True)
+        signature[units] += times.astype(np.uint64) * generator.integers(1, 2**63, dtype=np.uint64)
+    everything = np.unique(np.concatenate([own for _, own, _ in touched])) if touched else np.zeros(0, np.int64)
+    _, kind = np.unique(signature[everything], return_inverse=True)
+    kinds = np.full(count, -1)
+    kinds[everything] = kind
+    places: dict[int, dict[Place, Ids]] = defaultdict(dict)
+    for place, own, indices in touched:
+        here = kinds[own]
+        for one in np.unique(here).tolist():
+            inside = here == one
+            places[one][place] = indices[inside].reshape(len(np.unique(own[inside])), -1)
+    for one in sorted(places, key=lambda k: int(everything[kind == k][0])):
+        yield everything[kind == one], places[one]
 
 
 def _brought_forth(traced: Traced) -> set[Place]:

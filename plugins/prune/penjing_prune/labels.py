@@ -61,9 +61,14 @@ class Union:
 
     def roots(self, ids: Ids | None = None) -> Ids:
         """Return what stands for each of `ids`, by default of all."""
-        wanted = range(len(self)) if ids is None else ids.ravel().tolist()
-        found = np.fromiter((self.find(one) for one in wanted), np.int64, len(wanted))
-        return found if ids is None else found.reshape(ids.shape)
+        if ids is not None:
+            few, inverse = np.unique(ids, return_inverse=True)
+            found = np.array([self.find(one) for one in few.tolist()], np.int64)
+            return found[inverse].reshape(ids.shape)
+        parent = np.array(self._parent, np.int64)
+        while not np.array_equal(parent, further := parent[parent] if len(parent) else parent):
+            parent = further
+        return parent
 
     def copy(self) -> Union:
         """Return a forest that can grow on its own."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,8 +307,8 @@ def _leaves(module: nn.Module) -> Iterator[tuple[torch.Tensor, list[str], bool]]
         yield tensor, names[key], is_parameter
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 def _line() -> str:

@@ -95,6 +95,7 @@ def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
     complete.CopyFrom(model)
     for value in complete.graph.output:
         value.CopyFrom(found[value.name])
+        value.type.tensor_type.shape.SetInParent()  # where a maker's own operator leaves it unknown
     return complete
 
 

@@ -1,0 +1,263 @@
+"""Carrying prune.structured out: analyse, rank, choose, remove, prove, and train in between."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from penjing.errors import InputError, StepError
+from penjing.exhibit import Bars, Table
+from penjing.files import write_text
+from torch import nn
+
+from penjing_prune.allocate import Limits, allowed, choose
+from penjing_prune.cost import Cost, macs, parameters
+from penjing_prune.groups import Alone
+from penjing_prune.guard import TOLERANCE, Analysis, analyse, compare
+from penjing_prune.importance import rank
+from penjing_prune.latency import Latency
+from penjing_prune.structured import EDITS, Structured
+from penjing_prune.surgery import VERSION, Edit, apply
+
+if TYPE_CHECKING:
+    from penjing.data import Batch
+    from penjing.model import Model
+    from penjing.step import Context
+
+#: how often a removal that fails its proof is tried again without the groups at fault
+ATTEMPTS = 3
+WEIGHTS = "weights.safetensors"
+
+
+class Pruning:
+    """One execution of the step."""
+
+    def __init__(self, step: Structured, model: Model, context: Context) -> None:
+        self.step, self.model, self.context = step, model, context
+        self.module: nn.Module = copy.deepcopy(model.value)
+        self.example = _example(model)
+        self.edits: list[Edit] = []
+        self.alone: list[Alone] = []
+        self.latency: Latency | None = None
+        self.worst = 0.0
+        multiple = step.channel_multiple or context.device.channel_multiple
+        self.limits = Limits(step.floor, multiple)
+
+    def run(self) -> nn.Module:
+        """Return the pruned module."""
+        what, share = self.step.target
+        before = _widths(self.module)
+        analysis = self._analyse()
+        costs = {
+            "macs": Cost(analysis.structure, macs(analysis.structure)).total,
+            "parameters": Cost(analysis.structure, parameters(analysis.structure)).total,
+        }
+        if what == "latency":
+            self.latency = Latency(self.model, self.context, self.module, self.example)
+        for number in range(1, self.step.steps + 1):
+            if number > 1:
+                analysis = self._analyse()
+            self._shrink(analysis, what, share ** (number / self.step.steps), costs)
+            self._recover(number)
+        self._tell(analysis, costs, before)
+        text = json.dumps({"version": VERSION, "rounds": [edit.to_json() for edit in self.edits]})
+        write_text(self.context.folder / EDITS, text)
+        return self.module
+
+    def _analyse(self) -> Analysis:
+        self.context.progress.begin("finding which channels belong together")
+        analysis = analyse(self.module, self.example)
+        self.context.progress.end(f"{len(analysis.structure.groups)} groups")
+        if not self.edits:
+            self.alone = list(analysis.structure.alone)
+            widths = {group.name: group.total for group in analysis.structure.groups}
+            self.limits = dataclasses.replace(self.limits, widths=widths)
+        if not analysis.structure.groups:
+            reasons = Counter(one.reason for one in analysis.structure.alone)
+            most = reasons.most_common(1)[0][0] if reasons else "it has no convolution or linear layer"
+            raise StepError(
+                f"No channel of {self.model.source} can be removed: {most}.",
+                hint="Leave prune.structured out. Pruning needs the network's source, not an exported program.",
+            )
+        while self.limits.multiple > 1 and not any(
+            len(allowed(group, self.limits)) > 1 for group in analysis.structure.groups
+        ):
+            self.limits = dataclasses.replace(self.limits, multiple=max(1, self.limits.multiple // 2))
+            self.context.warn(
+                f"No layer is wide enough to lose channels in multiples of {2 * self.limits.multiple}: "
+                f"multiples of {self.limits.multiple} are used."
+            )
+        return analysis
+
+    def _shrink(self, analysis: Analysis, what: str, share: float, costs: dict[str, float]) -> None:
+        """Remove channels until `share` of what the original costs is left."""
+        scores = rank(self.step.importance, self.module, analysis.structure, self._batches())
+        barred: set[int] = set()
+        for _ in range(ATTEMPTS):
+            groups = [g for i, g in enumerate(analysis.structure.groups) if i not in barred]
+            ranked = [s for i, s in enumerate(scores) if i not in barred]
+            if self.latency is not None:
+                removed = self.latency.choose(analysis, groups, ranked, share, self.limits, self.step.ranking)
+            else:
+                terms = macs if what == "macs" else parameters
+                cost = Cost(analysis.structure, terms(analysis.structure))
+                removed = choose(groups, ranked, cost, share * costs[what], self.limits, self.step.ranking)
+            edit = analysis.edit(removed)
+            faults = self._faults(analysis, edit, removed)
+            if not faults:
+                apply(self.module, edit)
+                self.edits.append(edit)
+                return
+            barred |= faults
+        raise StepError(
+            "The pruned network does not compute what the masked one does.",
+            hint="This should not happen: please report the network.",
+        )
+
+    def _faults(self, analysis: Analysis, edit: Edit, removed: list[int]) -> set[int]:
+        """Prove a removal; return the groups at fault where it is not exact."""
+        error, raised = analysis.error(edit)
+        real, failed = compare(self.module, edit, self.example)
+        if max(error, real) <= TOLERANCE:
+            self.worst = max(self.worst, real)
+            return set()
+        faults = set()
+        gone = set(removed)
+        for number, group in enumerate(analysis.structure.groups):
+            units = [unit for unit in group.units.tolist() if unit in gone]
+            if units and analysis.error(analysis.edit(units))[0] > TOLERANCE:
+                faults.add(number)
+                reason = f"removing channels of it is not exact: {raised or failed or f'{max(error, real):.1e} off'}"
+                self.alone.append(Alone(group.name.rpartition(".")[0], group.total, group.total, reason))
+        if not faults:
+            raise StepError(
+                f"The pruned network is {max(error, real):.1e} off the masked one: {raised or failed or 'no error'}.",
+                hint="Removing less, or another ranking, may go through; please report the network.",
+            )
+        return faults
+
+    def _batches(self) -> Iterator[Batch]:
+        data, preprocess = self.context.data, self.model.preprocess
+        if self.step.importance in ("taylor", "activation"):
+            if data is None or preprocess is None or not len(data.calibrate):
+                raise StepError(
+                    f"Importance {self.step.importance} needs photographs.", hint="Give --data FOLDER."
+                )
+            split = data.train if data.train.labelled and len(data.train) else data.calibrate
+            fixed = self.model.inputs[0].shape[0]
+            yield from split.batches(16 if fixed in (None, 1) else fixed, preprocess, self.step.images)
+
+    def _recover(self, number: int) -> None:
+        """Train the network to answer as it did, from photographs with or without labels."""
+        if not self.step.epochs:
+            return
+        from penjing_training.loop import train
+        from penjing_training.objective import Distil
+
+        objective = Distil(
+            self.context.original or self.model,
+            temperature=2.0,
+            weight=0.7,
+            label_smoothing=self.step.label_smoothing,
+        )
+        self.module = train(
+            self.module, self.step, self.model, self.context, objective=objective, name=f"recovery-{number}"
+        )
+
+    def _tell(self, analysis: Analysis, costs: dict[str, float], before: dict[str, int]) -> None:
+        """Tell the report what was asked, what came of it, and what stayed."""
+        what, share = self.step.target
+        left = _costs(self.module, self.example)
+        achieved = {name: left[name] / costs[name] for name in costs}
+        if self.latency is not None:
+            achieved["latency"] = self.latency.achieved
+            self.context.details.update(self.latency.details())
+        details = self.context.details
+        details["target"], details["asked"], details["achieved"] = what, share, achieved[what]
+        for name in costs:
+            details[f"{name}_before"], details[f"{name}_after"] = costs[name], left[name]
+        details["difference_from_masked"] = self.worst
+        details["left_alone"] = [dataclasses.asdict(one) for one in self.alone]
+        if achieved[what] > share * 1.05 and achieved[what] > share + 0.01:
+            self.context.warn(
+                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}: "
+                "every layer is at its floor, or stays as it is."
+            )
+        after = _widths(self.module)
+        details["channels"] = {name: [n, after[name]] for name, n in before.items()}
+        self._show(before, after)
+
+    def _show(self, before: dict[str, int], after: dict[str, int]) -> None:
+        kept = {name: 100 * after[name] / n for name, n in before.items()}
+        self.context.show(
+            Bars("Channels kept of each layer (marked: all)", "%", kept, [n for n, k in kept.items() if k == 100])
+        )
+        if self.alone:
+            rows = [[one.layer, f"{one.channels} of {one.of}", one.reason] for one in self.alone]
+            self.context.show(Table("Layers that keep channels", ["layer", "channels", "why"], rows))
+
+
+def replay(module: nn.Module, folder: Path) -> nn.Module:
+    """Return a copy of `module` with the edits and weights that a step left in `folder`; InputError where they do not fit."""
+    from safetensors.torch import load_file
+
+    pruned = copy.deepcopy(module)
+    for edit in read(folder / EDITS):
+        apply(pruned, edit)
+    try:
+        pruned.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"The weights in {folder} do not fit the network: {str(error).splitlines()[0]}",
+            hint="They were made for another network.",
+        ) from error
+    return pruned.eval()
+
+
+def read(path: Path) -> Sequence[Edit]:
+    """Return the edits in a file; InputError where it is none of ours."""
+    try:
+        data: Any = json.loads(path.read_text())
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']}")
+        return [Edit.from_json(one) for one in data["rounds"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no list of structural edits: {error}.", hint="Run the step again.") from error
+
+
+def _example(model: Model) -> tuple[torch.Tensor, ...]:
+    """Return inputs of the model's shapes, a batch of one where it is left open."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn([1 if size is None else size for size in tensor.shape], generator=generator)
+        for tensor in model.inputs
+    )
+
+
+def _widths(module: nn.Module) -> dict[str, int]:
+    """Return the output channels of every convolution and linear layer."""
+    widths = {}
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            widths[name or "network"] = part.weight.shape[0]
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            widths[name or "network"] = part.weight.shape[0] if not part.transposed else part.out_channels
+    return widths
+
+
+def _costs(module: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, float]:
+    """Return multiply-accumulates and parameters of a module as it is, counted anew."""
+    from penjing_prune.groups import structure
+    from penjing_prune.trace import trace
+
+    found = structure(trace(copy.deepcopy(module), example), {}, {})
+    return {
+        "macs": Cost(found, macs(found)).total,
+        "parameters": float(sum(p.numel() for p in module.parameters())),
+    }
