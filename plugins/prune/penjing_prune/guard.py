@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing_prune.groups import Structure, structure
 from penjing_prune.labels import Ids, varying
+from penjing_prune.replay import Choices, run
 from penjing_prune.surgery import Edit, apply, edit, mask
 from penjing_prune.trace import Cut, Traced, evaluating, trace
 
@@ -39,6 +40,8 @@ class Analysis:
     structure: Structure
     #: attributes that were found to hold a number of channels: (module, name) to their ids
     attributes: dict[tuple[str, str], Ids]
+    #: layers that keep all channels, watched where the network chooses by what they answer
+    watch: tuple[str, ...] = ()
 
     def edit(self, removed: list[int]) -> Edit:
         """Return what removing these units means."""
@@ -46,7 +49,11 @@ class Analysis:
 
     def error(self, change: Edit) -> tuple[float, str]:
         """Return the largest relative difference from the masked network, and what was raised ("" where nothing)."""
-        return compare(self.module, change, self.example)
+        return compare(self.module, change, self.example, watch=self.watch)
+
+    def error_of(self, module: nn.Module, change: Edit) -> tuple[float, str]:
+        """Return the same for the module itself, whose weights are those that count."""
+        return compare(module, change, self.example, watch=self.watch)
 
 
 def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
@@ -61,6 +68,10 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
     fixed: dict[int, str] = {}
     attributes: dict[tuple[str, str], Ids] = {}
     analysis = Analysis(copied, example, traced, structure(traced, axes, fixed), attributes)
+    if traced.chooses:
+        parts = dict(copied.named_modules())
+        whole = [one.layer for one in analysis.structure.alone if one.channels == one.of]
+        analysis.watch = tuple(name for name in whole if name in parts)
     for places in _alike(traced).values():
         _settle(analysis, places, axes, fixed)
     return analysis
@@ -134,7 +145,7 @@ def _try(analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: di
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
         for extra in _guesses(analysis, affected):
             change = edit(found, removed, {**analysis.attributes, **extra})
-            error, raised = compare(analysis.module, change, analysis.example, once=True)
+            error, raised = compare(analysis.module, change, analysis.example, once=True, watch=analysis.watch)
             if error <= TOLERANCE:
                 axes.update(trial)
                 _everywhere(analysis, extra, affected)
@@ -201,7 +212,12 @@ def _sizes(cut: Cut) -> Iterator[Ids]:
 
 
 def compare(
-    module: nn.Module, change: Edit, example: tuple[Any, ...], *, once: bool = False
+    module: nn.Module,
+    change: Edit,
+    example: tuple[Any, ...],
+    *,
+    once: bool = False,
+    watch: tuple[str, ...] = (),
 ) -> tuple[float, str]:
     """Return the largest relative difference between edited and masked module, and the first line of an exception."""
     edited, masked = light_copy(module), light_copy(module)
@@ -211,7 +227,13 @@ def compare(
         worst = 0.0
         with torch.no_grad(), evaluating(edited), evaluating(masked):
             for inputs in (example,) if once else (example, _shaken(example)):
-                worst = max(worst, difference(edited(*inputs), masked(*inputs)))
+                if watch:
+                    choices = Choices()
+                    wanted: Any = run(masked, inputs, watch, choices)
+                    answer: Any = run(edited, inputs, watch, Choices(choices.taken))
+                else:
+                    answer, wanted = edited(*inputs), masked(*inputs)
+                worst = max(worst, difference(answer, wanted))
     except (InputError, StepError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever somebody's network raises when shapes do not meet
