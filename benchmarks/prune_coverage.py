@@ -53,7 +53,9 @@ class Listed(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Any:
         """Return what it detects in each image; in training, half the power of what its backbone computes."""
-        if self.training:  # its losses need boxes: a gradient through the pruned backbone is what matters here
+        if (
+            self.training
+        ):  # its losses need boxes: a gradient through the pruned backbone is what matters here
             features = self.detector.backbone(images)
             return sum(f.square().mean() / 2 for f in features.values())
         return self.detector(list(images))
@@ -62,7 +64,10 @@ class Listed(nn.Module):
 def _others() -> dict[str, tuple[Callable[[], nn.Module], int]]:
     detection, segmentation = torchvision.models.detection, torchvision.models.segmentation
     return {
-        "ssdlite320_mobilenet_v3_large": (lambda: Listed(detection.ssdlite320_mobilenet_v3_large(**BARE)), 320),
+        "ssdlite320_mobilenet_v3_large": (
+            lambda: Listed(detection.ssdlite320_mobilenet_v3_large(**BARE)),
+            320,
+        ),
         "fasterrcnn_mobilenet_v3_large_320_fpn": (
             lambda: Listed(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**BARE)),
             320,

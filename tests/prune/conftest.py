@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-_SPEC = importlib.util.spec_from_file_location("prune_networks", Path(__file__).with_name("prune_networks.py"))
+_SPEC = importlib.util.spec_from_file_location(
+    "prune_networks", Path(__file__).with_name("prune_networks.py")
+)
 assert _SPEC is not None
 assert _SPEC.loader is not None
 sys.modules["prune_networks"] = importlib.util.module_from_spec(_SPEC)

@@ -123,7 +123,10 @@ def test_multi_head_attention_of_torch_stays_whole_and_is_named() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patches, self.attention = nn.Conv2d(3, 32, 8, 8), nn.MultiheadAttention(32, 4, batch_first=True)
+            self.patches, self.attention = (
+                nn.Conv2d(3, 32, 8, 8),
+                nn.MultiheadAttention(32, 4, batch_first=True),
+            )
             self.mlp = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

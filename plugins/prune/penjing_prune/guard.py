@@ -168,7 +168,9 @@ def _try(
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
         for extra in _guesses(analysis, affected):
             change = edit(found, removed, {**analysis.attributes, **extra})
-            error, raised = compare(analysis.module, change, analysis.example, once=True, watch=analysis.watch)
+            error, raised = compare(
+                analysis.module, change, analysis.example, once=True, watch=analysis.watch
+            )
             if error <= TOLERANCE:
                 axes.update(trial)
                 _everywhere(analysis, extra, affected)
@@ -274,9 +276,7 @@ def light_copy(module: nn.Module) -> nn.Module:
 def difference(first: Any, second: Any) -> float:
     """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
     worst = 0.0
-    one, other = (
-        [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second)
-    )
+    one, other = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second))
     if len(one) != len(other):
         return float("inf")
     for a, b in zip(one, other, strict=True):

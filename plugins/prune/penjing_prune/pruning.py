@@ -157,18 +157,9 @@ class Pruning:
         """Train the network to answer as it did, from photographs with or without labels."""
         if not self.step.epochs:
             return
-        from penjing_training.loop import train
-        from penjing_training.objective import Distil
+        from penjing_prune.recovery import recover
 
-        objective = Distil(
-            self.context.original or self.model,
-            temperature=2.0,
-            weight=0.7,
-            label_smoothing=self.step.label_smoothing,
-        )
-        self.module = train(
-            self.module, self.step, self.model, self.context, objective=objective, name=f"recovery-{number}"
-        )
+        self.module = recover(self.module, self.step, self.model, self.context, name=f"recovery-{number}")
 
     def _tell(self, analysis: Analysis, costs: dict[str, float], before: dict[str, int]) -> None:
         """Tell the report what was asked, what came of it, and what stayed."""
@@ -196,7 +187,12 @@ class Pruning:
     def _show(self, before: dict[str, int], after: dict[str, int]) -> None:
         kept = {name: 100 * after[name] / n for name, n in before.items()}
         self.context.show(
-            Bars("Channels kept of each layer (marked: all)", "%", kept, [n for n, k in kept.items() if k == 100])
+            Bars(
+                "Channels kept of each layer (marked: all)",
+                "%",
+                kept,
+                [n for n, k in kept.items() if k == 100],
+            )
         )
         if self.alone:
             rows = [[one.layer, f"{one.channels} of {one.of}", one.reason] for one in self.alone]
@@ -228,7 +224,9 @@ def read(path: Path) -> Sequence[Edit]:
             raise ValueError(f"version {data['version']}")
         return [Edit.from_json(one) for one in data["rounds"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no list of structural edits: {error}.", hint="Run the step again.") from error
+        raise InputError(
+            f"{path} is no list of structural edits: {error}.", hint="Run the step again."
+        ) from error
 
 
 def _example(model: Model) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 #: operators whose result jumps
 CHOOSING = frozenset({"nms", "topk", "sort", "nonzero", "argmax", "argmin", "_unique2"})
-COMPARING = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "isin", "logical_and", "logical_or", "bitwise_and"})
+COMPARING = frozenset(
+    {"gt", "ge", "lt", "le", "eq", "ne", "isin", "logical_and", "logical_or", "bitwise_and"}
+)
 
 
 class Choices(TorchDispatchMode):
