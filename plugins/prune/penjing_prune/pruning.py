@@ -19,7 +19,7 @@ from torch import nn
 from penjing_prune.allocate import Limits, allowed, choose
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
-from penjing_prune.guard import TOLERANCE, Analysis, analyse, compare
+from penjing_prune.guard import TOLERANCE, Analysis, analyse
 from penjing_prune.importance import rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured
@@ -123,7 +123,7 @@ class Pruning:
     def _faults(self, analysis: Analysis, edit: Edit, removed: list[int]) -> set[int]:
         """Prove a removal; return the groups at fault where it is not exact."""
         error, raised = analysis.error(edit)
-        real, failed = compare(self.module, edit, self.example)
+        real, failed = analysis.error_of(self.module, edit)
         if max(error, real) <= TOLERANCE:
             self.worst = max(self.worst, real)
             return set()
@@ -157,18 +157,9 @@ class Pruning:
         """Train the network to answer as it did, from photographs with or without labels."""
         if not self.step.epochs:
             return
-        from penjing_training.loop import train
-        from penjing_training.objective import Distil
+        from penjing_prune.recovery import recover
 
-        objective = Distil(
-            self.context.original or self.model,
-            temperature=2.0,
-            weight=0.7,
-            label_smoothing=self.step.label_smoothing,
-        )
-        self.module = train(
-            self.module, self.step, self.model, self.context, objective=objective, name=f"recovery-{number}"
-        )
+        self.module = recover(self.module, self.step, self.model, self.context, name=f"recovery-{number}")
 
     def _tell(self, analysis: Analysis, costs: dict[str, float], before: dict[str, int]) -> None:
         """Tell the report what was asked, what came of it, and what stayed."""

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+from penjing_prune.replay import CHOOSING
 
 
 @dataclasses.dataclass
@@ -93,6 +94,8 @@ class Traced:
     counts: list[Count] = dataclasses.field(default_factory=list)
     #: parameters that scale the result of a batch norm
     scales: set[str] = dataclasses.field(default_factory=set)
+    #: the network keeps some of what it computes and drops the rest, as detectors do
+    chooses: bool = False
 
 
 def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
@@ -205,6 +208,7 @@ class _Tracer(TorchDispatchMode):
             if id(tensor) in self._leaf:
                 self.touched.add(id(tensor))
         out = func(*args, **kwargs)
+        self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
             learn(self, func, args, kwargs, tensors, out)
         return out
