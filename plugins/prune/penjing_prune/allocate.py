@@ -73,7 +73,9 @@ def choose(
     "global" removes the step of least mean importance first, or of least importance for what it saves
     (`by_cost`); "uniform" the same share of every group. `cost` is left with these units removed.
     """
-    orders = [group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)]
+    orders = [
+        group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)
+    ]
     steps = [allowed(group, limits) for group in groups]
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)

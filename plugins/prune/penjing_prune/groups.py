@@ -147,7 +147,9 @@ def _alike(touched: list[tuple[Place, Ids, Ids]], count: int) -> Iterator[tuple[
     for _, own, _ in touched:
         units, times = np.unique(own, return_counts=True)
         signature[units] += times.astype(np.uint64) * generator.integers(1, 2**63, dtype=np.uint64)
-    everything = np.unique(np.concatenate([own for _, own, _ in touched])) if touched else np.zeros(0, np.int64)
+    everything = (
+        np.unique(np.concatenate([own for _, own, _ in touched])) if touched else np.zeros(0, np.int64)
+    )
     _, kind = np.unique(signature[everything], return_inverse=True)
     kinds = np.full(count, -1)
     kinds[everything] = kind

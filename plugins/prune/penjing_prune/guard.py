@@ -228,9 +228,7 @@ def light_copy(module: nn.Module) -> nn.Module:
 def difference(first: Any, second: Any) -> float:
     """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
     worst = 0.0
-    one, other = (
-        [t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second)
-    )
+    one, other = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second))
     if len(one) != len(other):
         return float("inf")
     for a, b in zip(one, other, strict=True):

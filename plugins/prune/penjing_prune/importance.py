@@ -25,7 +25,11 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def rank(
-    criterion: Criterion, module: nn.Module, structure: Structure, batches: Iterable[Any], loss: str = "answers"
+    criterion: Criterion,
+    module: nn.Module,
+    structure: Structure,
+    batches: Iterable[Any],
+    loss: str = "answers",
 ) -> list[Scores]:
     """Return the importance of every unit of every group; `batches` of photographs are for taylor and activation.
 
@@ -45,11 +49,15 @@ def rank(
     elif criterion == "batchnorm":
         scores = [_batch_norm(group, structure, tensors) for group in structure.groups]
     else:
-        scores = [_norm(group, structure, tensors, 1 if criterion == "l1" else 2) for group in structure.groups]
+        scores = [
+            _norm(group, structure, tensors, 1 if criterion == "l1" else 2) for group in structure.groups
+        ]
     return [one / max(float(one.mean()), 1e-30) for one in scores]
 
 
-def _slices(group: Group, structure: Structure, tensors: Tensors) -> Iterable[tuple[str, int, torch.Tensor, Any]]:
+def _slices(
+    group: Group, structure: Structure, tensors: Tensors
+) -> Iterable[tuple[str, int, torch.Tensor, Any]]:
     """Yield each parameter's name, dimension and values, and the indices of each unit there."""
     for (number, dim), indices in group.places.items():
         leaf = structure.traced.leaves[number]
@@ -98,10 +106,12 @@ def _gradients(module: nn.Module, batches: Iterable[Any]) -> list[dict[str, torc
         for batch in batches:
             copied.zero_grad(set_to_none=True)
             objective(copied(torch.from_numpy(batch.inputs)), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's own
-            found.append({
-                name: p.detach() * (torch.zeros_like(p) if p.grad is None else p.grad)
-                for name, p in copied.named_parameters(remove_duplicate=False)
-            })
+            found.append(
+                {
+                    name: p.detach() * (torch.zeros_like(p) if p.grad is None else p.grad)
+                    for name, p in copied.named_parameters(remove_duplicate=False)
+                }
+            )
     return found
 
 

@@ -100,7 +100,9 @@ def _once(session: Any, batch: Any) -> float:
 def _points(width: int, multiple: int) -> list[int]:
     """Return the widths at which a layer is timed: multiples, as far as they differ."""
     step = max(1, multiple if width >= 2 * multiple else 1)
-    return sorted({min(width, max(1, round(share * width / step) * step or step)) for share in GRID} | {width})
+    return sorted(
+        {min(width, max(1, round(share * width / step) * step or step)) for share in GRID} | {width}
+    )
 
 
 def _interpolated(

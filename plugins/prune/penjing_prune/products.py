@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 Args = tuple[Any, ...]
 
 
-def convolution(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Take up the channels of the input and bring forth those of the output.
 
     Groups stay of equal size: where there are more groups than channels in one, whole groups go and the others
@@ -173,9 +171,7 @@ def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any
     _note_attention(tracer, a.shape[0], heads, float(a.shape[1] * a.shape[2] * b.shape[2]), out)
 
 
-def _note_attention(
-    tracer: _Tracer, batch: int, heads: Layer | None, macs: float, out: torch.Tensor
-) -> None:
+def _note_attention(tracer: _Tracer, batch: int, heads: Layer | None, macs: float, out: torch.Tensor) -> None:
     sides = () if heads is None else (heads.numpy().ravel(),)
     each = macs * (1 if sides else batch)
     tracer.result.products.append(Product(each, sides, "", tuple(out.shape)))

@@ -196,7 +196,12 @@ class Pruning:
     def _show(self, before: dict[str, int], after: dict[str, int]) -> None:
         kept = {name: 100 * after[name] / n for name, n in before.items()}
         self.context.show(
-            Bars("Channels kept of each layer (marked: all)", "%", kept, [n for n, k in kept.items() if k == 100])
+            Bars(
+                "Channels kept of each layer (marked: all)",
+                "%",
+                kept,
+                [n for n, k in kept.items() if k == 100],
+            )
         )
         if self.alone:
             rows = [[one.layer, f"{one.channels} of {one.of}", one.reason] for one in self.alone]
@@ -228,7 +233,9 @@ def read(path: Path) -> Sequence[Edit]:
             raise ValueError(f"version {data['version']}")
         return [Edit.from_json(one) for one in data["rounds"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no list of structural edits: {error}.", hint="Run the step again.") from error
+        raise InputError(
+            f"{path} is no list of structural edits: {error}.", hint="Run the step again."
+        ) from error
 
 
 def _example(model: Model) -> tuple[torch.Tensor, ...]:

@@ -92,7 +92,10 @@ def learn(
         _reduce(tracer, name, args, kwargs, out)
     elif torch.Tag.pointwise in func.tags or name in ("copy_", "where", "add_", "mul_", "lerp"):
         _pointwise(tracer, name, args, tensors, out)
-    elif not name.startswith(("new_", "sym_", "_local_scalar", "is_", "_assert")) or name == "_local_scalar_dense":
+    elif (
+        not name.startswith(("new_", "sym_", "_local_scalar", "is_", "_assert"))
+        or name == "_local_scalar_dense"
+    ):
         for tensor in tensors:
             tracer.fix(tensor, f"they reach {name}, for which there is no rule, in {tracer.site()}")
 
@@ -135,9 +138,7 @@ def meet(tracer: _Tracer, name: str, tensors: list[torch.Tensor], ndim: int) -> 
             shape = (1,) * (ndim - tensor.ndim) + tuple(tensor.shape)
             known = [aligned(own, ndim) for own in tracer.layers(tensor)]
             if any(shape[d] > 1 for d in dims) and overlapping(known, dims) is None:
-                tracer.fix(
-                    (layer,), f"{name} combines them with a tensor of fixed size in {tracer.site()}"
-                )
+                tracer.fix((layer,), f"{name} combines them with a tensor of fixed size in {tracer.site()}")
     return merged
 
 
@@ -187,7 +188,9 @@ def _align_pieces(tracer: _Tracer, name: str, args: Args, layer: Layer, results:
     """Keep equal pieces equal: what has the same place in each goes together. Unequal ones stay as they are."""
     if name in ("slice", "split_with_sizes", "split", "unsafe_split"):
         default = 0
-        dim = (args[1] if len(args) > 1 else 0) if name == "slice" else (args[2] if len(args) > 2 else default)
+        dim = (
+            (args[1] if len(args) > 1 else 0) if name == "slice" else (args[2] if len(args) > 2 else default)
+        )
     else:
         dim = args[1]
     size, pieces = layer.shape[dim], [result.shape[dim] for result in results]
@@ -247,9 +250,7 @@ def mix(tracer: _Tracer, name: str, layer: Layer, dims: tuple[int, ...]) -> None
         tracer.fix((layer,), f"{name} mixes all of them in {tracer.site()}")
 
 
-def _softmax(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def _softmax(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     dim = args[1] if len(args) > 1 else -1
     for layer in tracer.layers(args[0]):
         if layer.shape[dim] > 1:
@@ -287,7 +288,10 @@ def _cat(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, An
 def _side_by_side(
     tracer: _Tracer, layers: list[list[Layer]], shapes: list[tuple[int, ...]], dim: int
 ) -> Layer:
-    parts, unions = [], {d for own in layers for one in own if one.shape[dim] > 1 for d in varying(one)} | {dim}
+    parts, unions = (
+        [],
+        {d for own in layers for one in own if one.shape[dim] > 1 for d in varying(one)} | {dim},
+    )
     for own, shape in zip(layers, shapes, strict=True):
         least = [size if d in unions else 1 for d, size in enumerate(shape)]
         labelled = [one for one in own if one.shape[dim] > 1]
@@ -344,9 +348,7 @@ def _count_by_value(tracer: _Tracer, ids: Ids) -> bool:
     return True
 
 
-def _batch_norm(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def _batch_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Join channels with their scale, shift, mean and variance."""
     source = args[0]
     layers = tracer.layers(source)
@@ -362,9 +364,7 @@ def _batch_norm(
     tracer.label(_results(out)[0], layers)
 
 
-def _layer_norm(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def _layer_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Tie all channels: mean and variance depend on each of them."""
     source, shape = args[0], args[1]
     dims = tuple(range(source.ndim - len(shape), source.ndim))
@@ -377,9 +377,7 @@ def _layer_norm(
     tracer.label(_results(out)[0], tuple(meet(tracer, "layer norm", tensors, source.ndim)))
 
 
-def _group_norm(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def _group_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Tie the channels of each group, and count the groups."""
     source, weight, bias, groups = args[0], args[1], args[2], args[6]
     ids = vector(tracer, tracer.layers(source), 1, "group norm", source.shape[1])
@@ -397,14 +395,14 @@ def _group_norm(
     tracer.label(_results(out)[0], tracer.layers(source))
 
 
-def _embedding(
-    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
-) -> None:
+def _embedding(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     table = args[0]
     for layer in tracer.layers(table):
         if layer.shape[0] > 1:
             tracer.fix((layer,), f"rows are looked up by number in {tracer.site()}")
-    ids = vector(tracer, tuple(one for one in tracer.layers(table) if one.shape[0] == 1), 1, name, table.shape[1])
+    ids = vector(
+        tracer, tuple(one for one in tracer.layers(table) if one.shape[0] == 1), 1, name, table.shape[1]
+    )
     if ids is not None:
         tracer.label(out, along(ids, out.ndim - 1, out.ndim))
 

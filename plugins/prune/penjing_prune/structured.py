@@ -48,7 +48,9 @@ class Structured(TrainingOptions, Technique):
         None, "Share of the parameters to keep, instead of macs.", between=(0.01, 1)
     )
     latency: float | None = option(
-        None, "Share of the measured latency to keep, instead of macs; the device must be here.", between=(0.05, 1)
+        None,
+        "Share of the measured latency to keep, instead of macs; the device must be here.",
+        between=(0.05, 1),
     )
     importance: Literal["l1", "l2", "taylor", "batchnorm", "activation"] = option(
         "l2", "What tells how much a channel matters; taylor and activation look at photographs."
@@ -62,7 +64,9 @@ class Structured(TrainingOptions, Technique):
     floor: float = option(0.125, "Smallest share of its channels that a layer keeps.", between=(0, 1))
     steps: int = option(1, "Steps in which the target is approached.", between=(1, 100))
     epochs: int = option(0, "Times that all photographs are seen after each step.", between=(0, 10_000))
-    images: int = option(128, "Photographs for importance taylor and activation, at most.", between=(1, 100_000))
+    images: int = option(
+        128, "Photographs for importance taylor and activation, at most.", between=(1, 100_000)
+    )
 
     @property
     def target(self) -> tuple[Literal["macs", "parameters", "latency"], float]:
@@ -78,7 +82,8 @@ class Structured(TrainingOptions, Technique):
         given = [name for name in ("macs", "parameters", "latency") if getattr(self, name) is not None]
         if len(given) > 1:
             raise PlanError(
-                f"{self.name} takes one target, and got {' and '.join(given)}.", hint="Set one of them to none."
+                f"{self.name} takes one target, and got {' and '.join(given)}.",
+                hint="Set one of them to none.",
             )
         if self.latency is not None and (why := _not_here(device, backend)):
             raise PlanError(

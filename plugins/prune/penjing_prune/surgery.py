@@ -41,7 +41,9 @@ class Edit:
                     (tuple(map(_text, t["names"])), _number(t["dim"]), tuple(map(_number, t["keep"])))
                     for t in data["tensors"]
                 ),
-                tuple((_text(a["module"]), _text(a["name"]), _number(a["value"])) for a in data["attributes"]),
+                tuple(
+                    (_text(a["module"]), _text(a["name"]), _number(a["value"])) for a in data["attributes"]
+                ),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

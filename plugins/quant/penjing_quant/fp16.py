@@ -94,11 +94,11 @@ class HalfPrecision(Technique):
         before = ir.to_proto(prepared(proto))
         ranges = self._ranges(before, model, context)
         halved, why = halve(before, ranges, self.headroom if self.islands else None, scales=scales)
+        _tell(before, why, context)
         if halved is None:
             context.warn("Nothing in this network can compute in float16; it stays as it was.")
             return model
         self._judge(before, halved, model, context)
-        _tell(before, why, context)
         path = context.folder / "model.onnx"
         data = halved.SerializeToString(deterministic=True)
         path.write_bytes(data)
@@ -123,14 +123,11 @@ class HalfPrecision(Technique):
     ) -> None:
         """Compare answers with those of float32, each tensor rounded as float16 rounds it."""
         import numpy as np
-        import onnx_ir as ir
 
         from penjing_quant.half_write import simulate
         from penjing_quant.session import Network, sqnr
 
-        net = ir.from_proto(halved)
-        simulate(net)
-        rounded = Network(ir.to_proto(net), simulated=True)
+        rounded = Network(simulate(halved), simulated=True)
         images = [pixels for _, pixels in _photographs(model, context, min(self.images, JUDGES))]
         if not all(np.isfinite(values).all() for pixels in images for values in rounded(pixels).values()):
             context.details["sqnr_db"] = None

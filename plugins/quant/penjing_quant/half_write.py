@@ -11,6 +11,7 @@ from penjing_quant.half import QDQ, is_single, scale_fits, takes_half
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnx
     import onnx_ir as ir
 
 
@@ -45,6 +46,8 @@ class _Converter:
         return count
 
     def compute(self, node: ir.Node) -> bool:
+        if node.op_type == "Cast":
+            return self.cast(node)
         half = node not in self.single
         touched = False
         for place, value in enumerate(node.inputs):
@@ -58,14 +61,18 @@ class _Converter:
                 if value in self.floats and takes_half(node, self.opset, place, output=True):
                     self.make_half(value)
                     touched = True
-            self.type_attribute(node)
         return touched and half
 
-    def type_attribute(self, node: ir.Node) -> None:
+    def cast(self, node: ir.Node) -> bool:
+        """Let a Cast to float32 put out float16, unless only the network's output or float32 layers read it."""
         import onnx_ir as ir
 
-        if node.op_type == "Cast" and node.outputs[0] in self.floats:
-            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+        value = node.outputs[0]
+        if value not in self.floats or not any(self.wants_half(use.node, use.idx) for use in value.uses()):
+            return False
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+        self.make_half(value)
+        return True
 
     def quantise(self, node: ir.Node) -> None:
         value = node.inputs[0]
@@ -211,15 +218,17 @@ def to_half(array: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     return half
 
 
-def simulate(net: ir.Model) -> None:
-    """Turn a float16 graph, in place, into one of float32 that rounds each tensor as float16 does.
+def simulate(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float16 graph as one of float32 that rounds each tensor as float16 does.
 
     A value beyond 65504 becomes infinite, as it would on the device. Sums are made in float32, as tensor cores make
     them; deeper ones are judged by `half.singles`.
     """
     import numpy as np
+    import onnx
     import onnx_ir as ir
 
+    net = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     graph = net.graph
     for value in list(graph.initializers.values()):
         array = constant(value)
@@ -242,3 +251,6 @@ def simulate(net: ir.Model) -> None:
             graph.insert_after(node, [down, up])
             for reader, place in readers:
                 reader.replace_input_with(place, up.outputs[0])
+    result = ir.to_proto(net)
+    result.graph.ClearField("value_info")
+    return result

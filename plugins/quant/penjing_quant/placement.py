@@ -127,7 +127,7 @@ def _objection(node: ir.Node, scheme: Scheme, ranges: Mapping[str, Range], exclu
         return rule.why
     if node.op_type in WEIGHTED:
         return ""
-    if node.op_type in SAME_SCALE:
+    if node.op_type in SAME_SCALE or bounds(node) is not None:
         return "" if is_activation(node.inputs[0]) else "it does not work on floats"
     if any(constant(value) is not None for value in node.inputs):
         return "one of its inputs is constant"
