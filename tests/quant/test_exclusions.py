@@ -150,3 +150,21 @@ def test_a_scheme_without_exclusions_leaves_nothing_float(layer):
     none = Scheme("int8", "int8", True, True, False, "float32", "inputs", frozenset({"Conv"}), "tests")
 
     assert exclusion(layer("Conv", ones(8, 8, 3, 3), channels=8), none) is None
+
+
+def test_an_accelerator_scales_and_shifts_by_constants_and_joins_unlike_ranges_at_one(
+    build, quantise, photographs
+):
+    dla = scheme(Host().device("jetson-agx-orin"), dla=True)
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"], {"pads": [1] * 4}),
+        ("Conv", ["x", "w1"], ["b"], {"pads": [1] * 4}),
+        ("Mul", ["a", "c"], ["m"], {}),
+        ("Concat", ["m", "b"], ["y"], {"axis": 1}),
+    ]
+    weights = {"w0": ones(4, 3, 3, 3), "w1": 100 * ones(4, 3, 3, 3), "c": np.float32(0.5)}
+
+    written = quantise(build(nodes, weights).model, dla, photographs)
+
+    assert set(written.integer) == {"a_node", "b_node", "m_node", "y_node"}
+    assert {"a", "m", "b", "y"} <= set(written.tensors)
