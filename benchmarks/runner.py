@@ -2,8 +2,8 @@
 
     python benchmarks/runner.py RUN/bundle photo.jpg [--python PATH] [--rounds N]
 
-Prints seconds from start to the answer for one photograph (a fresh process each time), and the median of the runner's own
-timing over the median of bare onnxruntime with the same options, in interleaved rounds. Run it on a quiet machine.
+Prints seconds from start to the answer for one photograph (a fresh process each time), and the median of the runner's
+own timing over the median of bare onnxruntime with the same options, in interleaved rounds. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ def main() -> None:
         alone = timed(other, 1.0)
         ratios.append(statistics.median(runner.run(model.session, batch, 1.0, 10)) / alone)
     extra = [100 * (ratio - 1) for ratio in ratios]
-    print(
-        f"--bench over bare onnxruntime: median {statistics.median(extra):+.1f} %, from {min(extra):+.1f} to {max(extra):+.1f} %"
-    )
+    span = f"from {min(extra):+.1f} to {max(extra):+.1f} %"
+    print(f"--bench over bare onnxruntime: median {statistics.median(extra):+.1f} %, {span}")
 
 
 if __name__ == "__main__":
