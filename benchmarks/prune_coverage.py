@@ -3,9 +3,9 @@
     python benchmarks/prune_coverage.py [--only NAME …] [--macs 0.7] [--no-export]
 
 Networks have random weights: what is checked is that the surgery is exact. Each is pruned to a share of its
-multiply-accumulates, compared with the masked original on random inputs (the same choices replayed in detectors), trained
-for a step, and exported to ONNX. Where torch-pruning can be imported (`pip install torch-pruning`), its row says what it
-makes of the same network when it is told the last layer, which Penjing finds by itself.
+multiply-accumulates, compared with the masked original on random inputs (detectors are made to choose alike), trained
+for a step, and exported to ONNX. Where torch-pruning can be imported (`pip install torch-pruning`), its row says
+what it makes of the same network when it is told the last layer, which Penjing finds by itself.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from torch import nn
 #: networks for classification, and the side of the smallest image that is worth trying
 CLASSIFIERS = {
     "resnet18": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64, "regnet_x_400mf": 64, "regnet_y_400mf": 64,
-    "densenet121": 64, "googlenet": 96, "inception_v3": 128, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "mnasnet0_5": 64,
-    "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64, "convnext_tiny": 64,
+    "densenet121": 64, "googlenet": 96, "inception_v3": 128, "mobilenet_v2": 64, "mobilenet_v3_small": 64,
+    "mnasnet0_5": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64, "convnext_tiny": 64,
     "vgg11": 64, "alexnet": 64, "vit_b_32": 224, "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224,
 }  # fmt: skip
 BARE = {"weights": None, "weights_backbone": None}

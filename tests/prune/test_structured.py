@@ -29,6 +29,13 @@ def plain(*widths: int, classes: int = 4) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
+def damaged(**edits: object) -> str:
+    """Return a list of edits with these entries."""
+    return json.dumps(
+        {"version": 1, "rounds": [{"tensors": [], "attributes": []} | {k: [v] for k, v in edits.items()}]}
+    )
+
+
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return small_context(tmp_path)
@@ -232,19 +239,19 @@ assert network[0].c < 8
 
 
 @pytest.mark.parametrize(
-    ("name", "damaged"),
+    ("name", "text"),
     [
         ("no JSON", "{"),
         ("another version", '{"version": 99, "rounds": []}'),
         ("no list", '{"version": 1, "rounds": 3}'),
-        ("a part that is not there", '{"version": 1, "rounds": [{"tensors": [], "attributes": [{"module": "x", "name": "a", "value": 1}]}]}'),
-        ("an index too large", '{"version": 1, "rounds": [{"tensors": [{"names": ["0.weight"], "dim": 0, "keep": [999]}], "attributes": []}]}'),
-        ("an attribute that is no number", '{"version": 1, "rounds": [{"tensors": [], "attributes": [{"module": "0", "name": "forward", "value": 1}]}]}'),
-        ("a text for a number", '{"version": 1, "rounds": [{"tensors": [{"names": ["0.weight"], "dim": "0", "keep": [1]}], "attributes": []}]}'),
+        ("no part of that name", damaged(attributes={"module": "x", "name": "a", "value": 1})),
+        ("no number", damaged(attributes={"module": "0", "name": "forward", "value": 1})),
+        ("too large", damaged(tensors={"names": ["0.weight"], "dim": 0, "keep": [999]})),
+        ("a text", damaged(tensors={"names": ["0.weight"], "dim": "0", "keep": [1]})),
     ],
 )  # fmt: skip
-def test_damaged_edits_are_refused(name: str, damaged: str, tmp_path: Path) -> None:
-    (tmp_path / EDITS).write_text(damaged)
+def test_damaged_edits_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / EDITS).write_text(text)
 
     with pytest.raises(InputError):
         Structured().restore(small_model(tmp_path), tmp_path)

@@ -18,7 +18,7 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Units that touch the same dimensions of the same parameters: the channels of a layer and all that hang on them."""
+    """Units that touch the same dimensions of the same parameters: a layer's channels and what hangs on them."""
 
     #: name of the parameter that brings the channels forth
     name: str
@@ -54,7 +54,7 @@ class Structure:
     groups: list[Group]
     alone: list[Alone]
 
-    def kept(self, removed: Iterable[int], ids: Ids) -> Ids:
+    def kept(self, removed: Iterable[int], ids: Ids) -> npt.NDArray[np.bool_]:
         """Return which of `ids` stay when these units go: a mask."""
         return ~np.isin(self.roots[ids], np.fromiter(removed, np.int64))
 

@@ -200,7 +200,7 @@ class Pruning:
 
 
 def replay(module: nn.Module, folder: Path) -> nn.Module:
-    """Return a copy of `module` with the edits and weights that a step left in `folder`; InputError where they do not fit."""
+    """Return a copy of `module` with the edits and weights left in `folder`; InputError where they do not fit."""
     from safetensors.torch import load_file
 
     pruned = copy.deepcopy(module)
@@ -220,13 +220,18 @@ def read(path: Path) -> Sequence[Edit]:
     """Return the edits in a file; InputError where it is none of ours."""
     try:
         data: Any = json.loads(path.read_text())
-        if data["version"] != VERSION:
-            raise ValueError(f"version {data['version']}")
-        return [Edit.from_json(one) for one in data["rounds"]]
+        version, rounds = data["version"], data["rounds"]
+        edits = [Edit.from_json(one) for one in rounds]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no list of structural edits: {error}.", hint="Run the step again."
         ) from error
+    if version != VERSION:
+        raise InputError(
+            f"{path} has version {str(version)[:20]!r} of structural edits, not {VERSION}.",
+            hint="Run the step again.",
+        )
+    return edits
 
 
 def _example(model: Model) -> tuple[torch.Tensor, ...]:

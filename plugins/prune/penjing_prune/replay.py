@@ -21,11 +21,11 @@ COMPARING = frozenset(
 )
 
 
-class Choices(TorchDispatchMode):
+class Choices(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Records what a run chooses, or makes a run choose what was recorded."""
 
     def __init__(self, taken: Sequence[tuple[str, Any]] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.taken: list[tuple[str, Any]] = [] if taken is None else list(taken)
         self._replaying = taken is not None
 

@@ -37,7 +37,7 @@ class Sparse24(TrainingOptions, Technique):
     name = "prune.sparse24"
     accepts = frozenset({"torch"})
     produces = "torch"
-    needs = _Needs()  # type: ignore[assignment]  # of the class nothing, of an object what its options ask
+    needs = _Needs()  # of the class nothing, of an object what its options ask
 
     epochs: int = option(5, "Times that all photographs are seen; 0 does not train.", between=(0, 10_000))
 
@@ -102,7 +102,8 @@ def find_masks(module: nn.Module) -> dict[str, torch.Tensor]:
         weight = part.weight.detach()
         if weight.shape[1] % 4:
             continue
-        fours = weight.abs().movedim(1, -1).unflatten(-1, (-1, 4))
+        last = weight.abs().movedim(1, -1)
+        fours = last.reshape(*last.shape[:-1], -1, 4)
         kept = torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, fours.topk(2, dim=-1).indices, True)
         masks[f"{name}.weight" if name else "weight"] = kept.flatten(-2).movedim(-1, 1).contiguous()
     return masks
