@@ -54,7 +54,7 @@ def test_four_bits_lose_less_when_rounding_is_learnt(scheme, net, apply, photogr
         step = dataclasses.replace(ONCE, weight_bits=4, adaround=adaround)
         result, context = apply(step, net, scheme, photographs)
         noise[adaround] = np.square(outputs(onnx.load(result.value), photographs)[0] - expected).sum()
-        assert all(-8 <= array.min() and array.max() <= 7 for array in codes(result.value).values())
+        assert all(array.min() >= -8 and array.max() <= 7 for array in codes(result.value).values())
         assert any("simulated" in warning for warning in context.warnings)
         assert context.details["weight_bits"] == "4, simulated"
 
