@@ -166,6 +166,7 @@ def labelled() -> dict[str, Any]:
              "verdict": "not met", "why": "The file is larger than the bound."},
         ],
         "warnings": ["Class “kite” has 9 test photographs: its own accuracy says little."],
+        "on_board": None,
         "environment": {
             "python": "3.11.9",
             "platform": "Linux-6.1-x86_64",

@@ -309,20 +309,59 @@ def test_where_the_opset_gives_scales_no_float16_quantised_layers_stay_float32(q
     assert set(kinds(context)) == {"Conv"}
 
 
-def test_a_scale_below_the_normal_numbers_keeps_its_layer_float32(quantised, apply, tmp_path):
+def with_weight_scale(quantised, weight, change):
+    """Rewrite the weight called `weight` so that `change` of its scales leaves what it stands for as it is."""
     model = quantised.written.model
-    weight = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and "w1" in n.output[0])
-    scale = next(t for t in model.graph.initializer if t.name == weight.input[1])
-    array = onnx.numpy_helper.to_array(scale).copy()
-    array[0] = 1e-6
-    scale.CopyFrom(onnx.numpy_helper.from_array(array, scale.name))
+    node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and weight in n.output[0])
+    scale = next(t for t in model.graph.initializer if t.name == node.input[1])
+    scale.CopyFrom(onnx.numpy_helper.from_array(change(onnx.numpy_helper.to_array(scale).copy()), scale.name))
     onnx.save(model, quantised.path)
+
+
+def first_becomes(value):
+    def change(scales):
+        scales[0] = value
+        return scales
+
+    return change
+
+
+@pytest.mark.parametrize("scale", [3e-5, 2e-6, 1.3e-7])
+def test_codes_of_a_weight_change_where_float16_has_no_scale_as_fine(scale, quantised, apply):
+    """Small channels, as folded normalisation leaves them, keep no layer float32."""
+    with_weight_scale(quantised, "w1", first_becomes(scale))
+    before = onnx.load(quantised.path)
+
+    model, context = apply(quantised)
+
+    def weight(model):
+        values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+        node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and "w1" in n.output[0])
+        return values[node.input[0]][0].astype(np.float64) * values[node.input[1]][0].astype(np.float64)
+
+    assert context.details["islands"] == []
+    error = np.abs(weight(model) - weight(before)).max()
+    assert error <= max(2 * scale, 2.0**-24) / 2 * 1.001
+    assert context.details["sqnr_db"] > 30
+
+
+def test_a_scale_that_float16_does_not_reach_keeps_its_layer_float32(quantised, apply):
+    with_weight_scale(quantised, "w1", first_becomes(1e-10))
 
     halved, context = apply(quantised)
 
-    assert kinds(context) == {"Conv": "a scale of its Q/DQ is below the normal numbers of float16"}
+    assert kinds(context) == {"Conv": "a scale of its Q/DQ is too small for float16"}
     assert types_of(halved)["d"] == FLOAT
     assert context.details["sqnr_db"] > 30
+
+
+def test_a_dead_channel_of_a_quantised_layer_keeps_nothing_float32(quantised, apply):
+    """As fault R5 has it: what cannot be seen beside its bias may vanish."""
+    with_weight_scale(quantised, "w0", first_becomes(1e-12))
+
+    _, context = apply(quantised)
+
+    assert context.details["islands"] == []
 
 
 def test_a_device_without_float16_is_refused_before_anything_runs():

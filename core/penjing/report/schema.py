@@ -291,6 +291,8 @@ def check(report: object) -> Report:
             f"The report has schema {_shown(report['schema'])}; this version of Penjing reads schema 1.",
             hint="Make the report again with `penjing compress`, or read it with the version that wrote it.",
         )
+    if isinstance(report, dict):
+        report = {"on_board": None, **report}  # written before boards could be measured
     _check(report, Report, "")
     checked = cast(Report, report)
     names = [column["name"] for column in checked["columns"]]

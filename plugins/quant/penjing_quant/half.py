@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from penjing_quant.graph import SAME_SCALE, WEIGHTED, attribute, constant, weight_axis
+from penjing_quant.half_scales import LARGEST, LEAST_NORMAL, scale_fits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-LARGEST, LEAST_NORMAL = 65504.0, 2.0**-14
 #: terms of a sum in float16, from which on its rounding, 2^-11 times the root of their number, passes 2^-6
 DEEP = 1024
 #: relative error that rounding a channel of a weight may bring; of normal numbers it is 2^-12 or so
@@ -127,7 +127,7 @@ def _cannot(node: ir.Node, opset: int, *, scales: bool) -> str:
         return "Q/DQ read float32 alone in the opsets of the device"
     small = [v for v in node.inputs if _is_dequantised(v) and not _scale_fits(v)]
     if small:
-        return "a scale of its Q/DQ is below the normal numbers of float16"
+        return "a scale of its Q/DQ is too small for float16"
     return ""
 
 
@@ -145,12 +145,6 @@ def _is_dequantised(value: ir.Value | None) -> bool:
 def _scale_fits(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is None or scale_fits(producer)
-
-
-def scale_fits(node: ir.Node) -> bool:
-    """Tell whether the scales of a Q/DQ node are normal numbers of float16."""
-    scale = constant(node.inputs[1])
-    return scale is None or bool((scale >= LEAST_NORMAL).all() and (scale <= LARGEST).all())
 
 
 def _out_of_range(name: str, ranges: Mapping[str, Range], headroom: float) -> str:

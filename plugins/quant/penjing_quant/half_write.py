@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from penjing_quant.graph import add_constant, constant
-from penjing_quant.half import QDQ, is_single, scale_fits, takes_half
+from penjing_quant.half import QDQ, is_single, takes_half
+from penjing_quant.half_scales import half_scale, recoded, scale_fits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ class _Converter:
         half = self.scales and scale_fits(node) and _is_half(value)
         node.replace_input_with(0, self.as_type(value, half))
         if half:
-            node.replace_input_with(1, self.half_constant(node.inputs[1]))
+            node.replace_input_with(1, self.half_of_scale(node.inputs[1]))
         elif self.scales and scale_fits(node) and self.has_half_reader(node.outputs[0]):
             node.replace_input_with(1, self.rounded_constant(node.inputs[1]))
 
@@ -111,11 +112,14 @@ class _Converter:
                 if shared is not None and not _equal(shared, constant(scale)):
                     node.replace_input_with(1, self.rounded_constant(scale))
             return
+        codes = node.inputs[0]
+        if codes is not None and (new := recoded(node)) is not None:
+            node.replace_input_with(0, add_constant(self.graph, f"{codes.name}_16", new))
         if len(halves) == len(readers) and not result.is_graph_output():
-            node.replace_input_with(1, self.half_constant(scale))
+            node.replace_input_with(1, self.half_of_scale(scale))
             self.make_half(result)
             return
-        inputs = [node.inputs[0], self.half_constant(scale), *node.inputs[2:]]
+        inputs = [node.inputs[0], self.half_of_scale(scale), *node.inputs[2:]]
         second = ir.node("DequantizeLinear", inputs, node.attributes)
         second.outputs[0].name = self.name(f"{result.name}_16")
         second.outputs[0].type, second.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT16), result.shape
@@ -161,13 +165,20 @@ class _Converter:
             self.halves[value] = add_constant(self.graph, f"{value.name}_16", to_half(array))
         return self.halves[value]
 
+    def half_of_scale(self, value: ir.Value | None) -> ir.Value:
+        array = constant(value)
+        assert value is not None and array is not None, "only constants come here"
+        if value not in self.halves:
+            self.halves[value] = add_constant(self.graph, f"{value.name}_16", half_scale(array))
+        return self.halves[value]
+
     def rounded_constant(self, value: ir.Value | None) -> ir.Value:
-        """Return a float32 constant that holds what float16 rounds `value` to."""
+        """Return a float32 constant that holds what float16 rounds the scale `value` to."""
         import numpy as np
 
         array = constant(value)
         assert value is not None and array is not None, "only constants come here"
-        return add_constant(self.graph, f"{value.name}_r", to_half(array).astype(np.float32))
+        return add_constant(self.graph, f"{value.name}_r", half_scale(array).astype(np.float32))
 
     def outputs(self) -> None:
         """Cast the network's outputs back, which keep their names; drop constants that nothing reads any more."""
