@@ -96,6 +96,7 @@ def _answers(
         "photographs": data.test.fingerprint,
         "preprocess": preprocess.to_dict(),
         "task": run.plan.task.name,
+        "runtime": run.plan.backend.resources(run.plan.device, run.plan.backend),
         "here": run.plan.device.here,
     }
 
@@ -180,6 +181,7 @@ def _scores(run: Run, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]
         "photographs": data.select.fingerprint,
         "preprocess": preprocess.to_dict(),
         "task": plan.task.name,
+        "runtime": backend.resources(plan.device, backend),
         "here": plan.device.here,
     }
 

@@ -46,10 +46,11 @@ class Table:
 class Lanes:
     """Parts of a whole in order, each in a lane and as wide as its share: which device runs which layers, say.
 
-    `segments` are (name, lane, width), of any unit; lanes are drawn in the order in which they first come.
+    `segments` are (name, lane, width), of any unit; `lanes` names the lanes from the top.
     """
 
     title: str
+    lanes: Sequence[str]
     segments: Sequence[tuple[str, str, float]]
     kind: Literal["lanes"] = "lanes"
 
@@ -61,7 +62,7 @@ def to_dict(exhibit: Exhibit) -> dict[str, Any]:
     """Return an exhibit as the JSON of report.json, where each has the fields of all kinds."""
     empty: dict[str, Any] = {
         "unit": "", "values": {}, "marked": [], "x": "", "y": "", "series": {}, "head": [], "rows": [],
-        "segments": [],
+        "lanes": [], "segments": [],
     }  # fmt: skip
     record = empty | dataclasses.asdict(exhibit)
     record["segments"] = [{"name": n, "lane": lane, "width": width} for n, lane, width in record["segments"]]

@@ -175,9 +175,9 @@ def test_attention_is_left_and_named() -> None:
 @pytest.mark.parametrize(
     ("operation", "made"),
     [
-        ("HardSwish(x)", ["Mul", "Add", "Clip", "Mul"]),
-        ("HardSigmoid<alpha=0.1666667, beta=0.5>(x)", ["Mul", "Add", "Clip"]),
-        ("HardSigmoid(x)", ["Mul", "Add", "Clip"]),
+        ("HardSwish(x)", ["Add", "Clip", "Mul", "Mul"]),
+        ("HardSigmoid<alpha=0.1666667, beta=0.5>(x)", ["Add", "Clip", "Mul"]),
+        ("HardSigmoid(x)", ["Add", "Clip", "Mul"]),
         ("Div(x, c)", ["Mul"]),
         ("Neg(x)", ["Mul"]),
         ("Pow(x, two)", ["Mul"]),

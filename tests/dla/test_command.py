@@ -122,3 +122,29 @@ def test_the_plan_ends_on_the_dla_and_rewrites_for_it(tmp_path: Path) -> None:
     assert "dla.adapt" not in [step.name for step in on_dla.original]
     with pytest.raises(PlanError, match="has no DLA"):
         plan(Request(str(model.value), "jetson-orin-nano", data=data, settings=("dla.core=0",)), host=host)
+
+
+@pytest.mark.slow
+def test_a_bundle_for_the_dla_holds_what_tensorrt_parses_and_its_ranges(tmp_path: Path) -> None:
+    from penjing.api import compress
+    from penjing.testing import photographs, small_model
+
+    model = small_model(tmp_path, "onnx")
+    data = photographs(tmp_path / "photographs")
+    out = tmp_path / "run"
+
+    report = compress(
+        Request(str(model.value), "jetson-agx-orin", data=data, settings=("dla.core=1",), out=out)
+    )
+
+    bundle = out / "bundle"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    kinds = [node.op_type for node in onnx.load(bundle / "model.onnx").graph.node]
+    measured = [node.op_type for node in onnx.load(out / "optimised" / "model.onnx").graph.node]
+    assert manifest["runtime"]["build"]["calibration"] == "calibration.cache"
+    assert manifest["runtime"]["build"]["dla_core"] == 1
+    assert (bundle / "calibration.cache").read_text().startswith("TRT-100300-EntropyCalibration2\ninput: ")
+    assert "QuantizeLinear" not in kinds
+    assert "QuantizeLinear" in measured
+    shown = {step["name"]: [exhibit["kind"] for exhibit in step["exhibits"]] for step in report["steps"]}
+    assert shown["dla.adapt"] == shown["dla"] == ["table", "lanes", "table"]

@@ -174,3 +174,21 @@ def test_a_concatenation_keeps_its_scale_through_a_channel_shuffle(build, quanti
     scales = {n.input[0]: n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     assert scales["a"] == scales["b"] == scales["j"]
     assert violations(model, TENSORRT) == []
+
+
+def test_an_accelerator_scales_and_shifts_by_constants_and_joins_unlike_ranges_at_one(
+    build, quantise, photographs
+):
+    dla = scheme(Host().device("jetson-agx-orin"), dla=True)
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"], {"pads": [1] * 4}),
+        ("Conv", ["x", "w1"], ["b"], {"pads": [1] * 4}),
+        ("Mul", ["a", "c"], ["m"], {}),
+        ("Concat", ["m", "b"], ["y"], {"axis": 1}),
+    ]
+    weights = {"w0": ones(4, 3, 3, 3), "w1": 100 * ones(4, 3, 3, 3), "c": np.float32(0.5)}
+
+    written = quantise(build(nodes, weights).model, dla, photographs)
+
+    assert set(written.integer) == {"a_node", "b_node", "m_node", "y_node"}
+    assert {"a", "m", "b", "y"} <= set(written.tensors)

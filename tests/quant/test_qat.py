@@ -6,17 +6,18 @@ import dataclasses
 import io
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from penjing.errors import StepError
+from penjing.errors import PlanError, StepError
 from penjing.host import Host
 from penjing.testing import small_context, torch_model
 from penjing_quant.operators import OPERATORS
-from penjing_quant.qat import QuantisationAwareTraining
+from penjing_quant.qat import FLOAT_AGREES, QuantisationAwareTraining, _settle
 from penjing_quant.session import Network
 from penjing_quant.trainable import Trainable
 from penjing_training import TrainingOptions
@@ -217,6 +218,12 @@ def test_the_naive_form_does_not_train():
     assert "5 epochs of training" in step.explain(Host().device("x86-64-avx2"), Host().backend("onnxrt"))
 
 
+def test_rounding_that_training_would_undo_is_refused_in_the_plan():
+    device, backend = Host().device("x86-64-avx2"), Host().backend("onnxrt")
+    with pytest.raises(PlanError, match="undoes what AdaRound learns"):
+        QuantisationAwareTraining(adaround=True).check(device, backend)
+
+
 def test_an_operator_that_cannot_be_trained_is_named(build):
     net = build([("Hardmax", ["x"], ["y"], {})], {})
     with pytest.raises(StepError, match="operator Hardmax cannot be trained") as error:
@@ -224,16 +231,24 @@ def test_an_operator_that_cannot_be_trained_is_named(build):
     assert "quant.static" in error.value.hint
 
 
-def test_a_network_that_mixes_the_images_of_a_batch_is_refused(build, tensorrt, pixels, tmp_path):
+def test_images_go_one_by_one_through_a_network_that_mixes_those_of_a_batch(build, pixels):
     """Its shapes were written down for a batch of one, in a way that a larger one goes through wrongly."""
-    from types import SimpleNamespace
-
-    from penjing_quant.qat import FLOAT_AGREES, _check
-
     net = build([("ReduceMax", ["x"], ["m"], {"axes": [0]}), ("Add", ["x", "m"], ["y"], {})], {})
     judges = SimpleNamespace(judges=[image[None] for image in pixels])
-    with pytest.raises(StepError, match="something else in batches"):
-        _check(Trainable(net.model), net.model, judges, FLOAT_AGREES)
+    module = Trainable(net.model)
+    assert not np.allclose(module(torch.from_numpy(pixels)).numpy(), run(net.model, pixels))
+    _settle(module, net.model, judges, FLOAT_AGREES)
+
+    assert module.one_by_one
+    np.testing.assert_allclose(module(torch.from_numpy(pixels)).numpy(), run(net.model, pixels), rtol=1e-6)
+
+
+def test_a_network_that_computes_something_else_is_refused(build, pixels, monkeypatch):
+    net = build([("Elu", ["x"], ["y"], {})], {})
+    judges = SimpleNamespace(judges=[image[None] for image in pixels])
+    monkeypatch.setitem(OPERATORS, "Elu", lambda inputs, attributes: -inputs[0])
+    with pytest.raises(StepError, match="something else in PyTorch"):
+        _settle(Trainable(net.model), net.model, judges, FLOAT_AGREES)
 
 
 CASES = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from penjing.device import builtin_profiles, find_device
 from penjing.errors import PlanError
@@ -56,3 +58,11 @@ def test_what_the_device_has_is_allowed(name: str, options: dict) -> None:
     step = TensorRT(**options)
 
     step.check(find_device(name, builtin_profiles()), step)
+
+
+def test_a_gpu_that_no_release_of_the_stack_serves_is_refused(device) -> None:
+    """A profile of the user's own may say anything."""
+    volta = dataclasses.replace(device("rtx-3090"), title="V100", sm="7.0", runtime={"tensorrt": "==10.13.*"})
+    with pytest.raises(PlanError, match=r"serves compute capability 7\.5 and later, not 7\.0, which V100"):
+        TensorRT().check(volta, TensorRT())
+    TensorRT().check(dataclasses.replace(volta, runtime={"tensorrt": ">=10.0,<11"}), TensorRT())

@@ -196,25 +196,23 @@ class Dla(Backend):
             self._make(ready, device, Path(folder))
             return opened(model.become("onnx", Path(folder) / "model.onnx"), beside)
 
-    def deployment(self, model: Model, device: Device) -> Deployment | None:
-        """Return the graph without Q/DQ, its ranges and its build; None for a model that `apply` has not readied."""
-        from penjing_tensorrt.dla.ready import CACHE, PLAIN
+    def deployment(self, model: Model, device: Device) -> Deployment:
+        """Return the graph without Q/DQ, its ranges, and how its engine is built."""
+        from penjing_tensorrt.dla.ready import CACHE, NETWORK, PLAIN, make_ready
 
-        folder, target = Path(model.value).parent, _target(device)
-        cache, plain = folder / CACHE, folder / PLAIN
-        quantised = cache.is_file() and plain.is_file()
-        precisions = ["fp16", "int8"] if quantised or target.strongly_typed else ["fp16"]
-        build: dict[str, Any] = {
-            "precisions": precisions,
-            "strongly_typed": target.strongly_typed,
+        ready = make_ready(model, _target(device))
+        build, folder = self._build_of(ready, device), Path(model.value).parent
+        order: dict[str, Any] = {
+            "precisions": list(build.formats) or ["fp16", "int8"],
+            "strongly_typed": build.typing == "strong",
             "dla_core": self.core,
             "gpu_fallback": self.gpu_fallback,
+            "workspace_mb": build.workspace,
+            "command": build_command(release_of(ready.target), build, onnx=NETWORK, engine=ENGINE),
         }
-        build["workspace_mb"] = max(1, int(device.memory_gb * 1e9 * self.workspace / 2**20))
-        if not quantised or target.strongly_typed:
-            return Deployment("tensorrt", build)
-        build["calibration"] = CACHE
-        return Deployment("tensorrt", build, {CACHE: cache}, plain)
+        if not build.calibration:
+            return Deployment("tensorrt", order)
+        return Deployment("tensorrt", order | {"calibration": CACHE}, {CACHE: folder / CACHE}, folder / PLAIN)
 
 
 def release_of(target: Target) -> Release:

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from penjing.report.words import percent
+
 from penjing_tensorrt.dla.graph import attribute, prepare, shape
 from penjing_tensorrt.dla.limits import Target
 from penjing_tensorrt.dla.rules import Verdict, judge
@@ -78,7 +80,7 @@ class Placement:
         share = self.share
         return (
             f"{len(self.on_dla)} of {len(self.layers)} layers on {self.target.title}"
-            + ("" if share is None else f", {share:.1%} of the multiply-accumulates")
+            + ("" if share is None else f", {percent(share)} of the multiply-accumulates")
             + f"; {self.loadables} loadable{'' if self.loadables == 1 else 's'}, "
             f"{self.to_dla} crossing{'' if self.to_dla == 1 else 's'} to the DLA and {self.to_gpu} back to the GPU."
         )

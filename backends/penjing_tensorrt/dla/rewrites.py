@@ -182,7 +182,10 @@ def _fill(pad: int, windows: Sequence[int]) -> list[int]:
 
 
 def hard_sigmoid(node: ir.Node, target: Target) -> bool:
-    """Turn HardSigmoid, and the one in HardSwish, into a scale and a clip to [0, 1]."""
+    """Turn HardSigmoid, and the one in HardSwish, into a shift, a clip from 0 and a scale.
+
+    In this order INT8 rounds once: the scale maps the steps of the clip's range onto those of its own.
+    """
     import numpy as np
 
     data = node.inputs[0]
@@ -191,12 +194,14 @@ def hard_sigmoid(node: ir.Node, target: Target) -> bool:
     swish = node.op_type == "HardSwish"
     alpha = 1 / 6 if swish else float(attribute(node, "alpha", 0.2))
     beta = 0.5 if swish else float(attribute(node, "beta", 0.5))
+    if not (alpha > 0 and limits()["activation"]["clip"][0] <= 1 / alpha <= limits()["activation"]["clip"][1]):
+        return False
     dtype = data.dtype.numpy() if data.dtype is not None else np.float32
     chain = Chain(node)
-    value = chain.add("Mul", [data, chain.constant("slope", np.array(alpha, dtype))])
-    value = chain.add("Add", [value, chain.constant("offset", np.array(beta, dtype))])
-    ends = [chain.constant(name, np.array(end, dtype)) for name, end in (("low", 0), ("high", 1))]
+    value = chain.add("Add", [data, chain.constant("offset", np.array(beta / alpha, dtype))])
+    ends = [chain.constant(name, np.array(end, dtype)) for name, end in (("low", 0), ("high", 1 / alpha))]
     value = chain.add("Clip", [value, *ends])
+    value = chain.add("Mul", [value, chain.constant("slope", np.array(alpha, dtype))])
     if swish:
         chain.add("Mul", [data, value])
     chain.commit()

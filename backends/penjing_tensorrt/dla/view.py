@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from penjing.exhibit import Lanes, Table
+from penjing.report.words import percent
 
 if TYPE_CHECKING:
     from penjing.step import Context
@@ -33,7 +34,7 @@ def totals(placement: Placement, before: Placement | None = None) -> Table:
     both = [placement] if before is None else [before, placement]
     rows = [
         ("layers on the DLA", *(f"{len(p.on_dla)} of {len(p.layers)}" for p in both)),
-        ("multiply-accumulates on the DLA", *("–" if p.share is None else f"{p.share:.1%}" for p in both)),
+        ("multiply-accumulates on the DLA", *("–" if p.share is None else percent(p.share) for p in both)),
         ("loadables", *(str(p.loadables) for p in both)),
         ("crossings to the DLA", *(str(p.to_dla) for p in both)),
         ("crossings to the GPU", *(str(p.to_gpu) for p in both)),
@@ -46,6 +47,7 @@ def picture(placement: Placement, title: str) -> Lanes:
     """Return the order of execution as a lane for each device; neighbours on the same device are one segment."""
     return Lanes(
         f"{title}: layers in the order of execution, as wide as they are many",
+        ("DLA", "GPU"),
         [(name, lane, float(count)) for name, lane, count in _segments(placement)],
     )
 

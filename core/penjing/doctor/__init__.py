@@ -22,7 +22,7 @@ from penjing.doctor.evidence import (
     parse_trtexec,
 )
 from penjing.doctor.machine import machine, packages
-from penjing.doctor.nvidia import nvidia
+from penjing.doctor.nvidia import nvidia, why_not_served
 from penjing.doctor.target import target
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evidence", "Finding", "Status", "examine", "examine_engine", "observe", "output", "parse_compute_capability",
-    "parse_cuda", "parse_nvidia_smi", "parse_tegra_release", "parse_trtexec",
+    "parse_cuda", "parse_nvidia_smi", "parse_tegra_release", "parse_trtexec", "why_not_served",
 ]  # fmt: skip
 
 _PLUGIN_CURE = "Install what it lacks, or uninstall the plugin; the others work without it."

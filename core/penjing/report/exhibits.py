@@ -168,7 +168,7 @@ def _lines(exhibit: ExhibitRecord) -> Markup:
 def _lanes(exhibit: ExhibitRecord) -> Markup:
     segments = exhibit["segments"]
     whole = sum(part["width"] for part in segments) or 1.0
-    lanes = list(dict.fromkeys(part["lane"] for part in segments))
+    lanes = list(dict.fromkeys([*exhibit["lanes"], *(part["lane"] for part in segments)]))
     step = LANE + GAP
     lines: list[Markup] = [
         tag("text", words.visible(lane), x=0, y=number * step + LANE / 2 + 4, class_="name")

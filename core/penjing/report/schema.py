@@ -147,6 +147,7 @@ class ExhibitRecord(TypedDict):
     series: Annotated[dict[str, Sequence[Point]], "of lines: points (x, y) by the name of each line"]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
+    lanes: Annotated[Sequence[str], "of lanes: their names, from the top"]
     segments: Annotated[Sequence[Segment], "of lanes: the parts, in order"]
 
 
@@ -290,6 +291,8 @@ def check(report: object) -> Report:
             f"The report has schema {_shown(report['schema'])}; this version of Penjing reads schema 1.",
             hint="Make the report again with `penjing compress`, or read it with the version that wrote it.",
         )
+    if isinstance(report, dict):
+        report = {"on_board": None, **report}  # written before boards could be measured
     _check(report, Report, "")
     checked = cast(Report, report)
     names = [column["name"] for column in checked["columns"]]

@@ -8,7 +8,8 @@ from penjing.step import Technique
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
-    """Bring prune.structured."""
+    """Bring prune.structured and prune.sparse24."""
+    from penjing_prune.sparse24 import Sparse24
     from penjing_prune.structured import Structured
 
-    return [Structured]
+    return [Structured, Sparse24]

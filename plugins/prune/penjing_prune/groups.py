@@ -18,7 +18,7 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Units that touch the same dimensions of the same parameters: the channels of a layer and all that hang on them."""
+    """Units that touch the same dimensions of the same parameters: a layer's channels and what hangs on them."""
 
     #: name of the parameter that brings the channels forth
     name: str
@@ -54,7 +54,7 @@ class Structure:
     groups: list[Group]
     alone: list[Alone]
 
-    def kept(self, removed: Iterable[int], ids: Ids) -> Ids:
+    def kept(self, removed: Iterable[int], ids: Ids) -> npt.NDArray[np.bool_]:
         """Return which of `ids` stay when these units go: a mask."""
         return ~np.isin(self.roots[ids], np.fromiter(removed, np.int64))
 
@@ -63,16 +63,14 @@ def structure(traced: Traced, axes: Mapping[int, int], fixed: Mapping[int, str])
     """Return the groups of a network.
 
     `axes` chooses the axis along which a grid of channels (a view as heads × depth, say) shrinks, by the number of
-    its cut; without a choice it is the one that leaves most to choose from. `fixed` are cuts, by number, whose
-    channels stay, and why.
+    its cut; without a choice it is the one that leaves most to choose from. `fixed` are ids that stay, and why.
     """
     union = traced.union.copy()
-    for number, cut in enumerate(traced.cuts):
-        if number in fixed:
-            union.fix(cut.ids.tolist(), fixed[number])
+    for one, why in fixed.items():
+        union.fix([one], why)
     done: set[tuple[int, bytes]] = set()
     for number, cut in enumerate(traced.cuts):
-        if cut.grid is None or number in fixed:
+        if cut.grid is None or all(one in union.fixed for one in cut.ids.tolist()):
             continue
         key = (axes.get(number, 0), cut.grid.numpy().tobytes())
         if key not in done:

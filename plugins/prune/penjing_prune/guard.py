@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from penjing_prune.groups import Structure, structure
 from penjing_prune.labels import Ids, varying
+from penjing_prune.replay import Choices, run
 from penjing_prune.surgery import Edit, apply, edit, mask
 from penjing_prune.trace import Cut, Traced, evaluating, trace
 
@@ -39,6 +40,8 @@ class Analysis:
     structure: Structure
     #: attributes that were found to hold a number of channels: (module, name) to their ids
     attributes: dict[tuple[str, str], Ids]
+    #: layers that keep all channels, watched where the network chooses by what they answer
+    watch: tuple[str, ...] = ()
 
     def edit(self, removed: list[int]) -> Edit:
         """Return what removing these units means."""
@@ -46,7 +49,11 @@ class Analysis:
 
     def error(self, change: Edit) -> tuple[float, str]:
         """Return the largest relative difference from the masked network, and what was raised ("" where nothing)."""
-        return compare(self.module, change, self.example)
+        return compare(self.module, change, self.example, watch=self.watch)
+
+    def error_of(self, module: nn.Module, change: Edit) -> tuple[float, str]:
+        """Return the same for the module itself, whose weights are those that count."""
+        return compare(module, change, self.example, watch=self.watch)
 
 
 def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
@@ -61,6 +68,10 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
     fixed: dict[int, str] = {}
     attributes: dict[tuple[str, str], Ids] = {}
     analysis = Analysis(copied, example, traced, structure(traced, axes, fixed), attributes)
+    if traced.chooses:
+        parts = dict(copied.named_modules())
+        whole = [one.layer for one in analysis.structure.alone if one.channels == one.of]
+        analysis.watch = tuple(name for name in whole if name in parts)
     for places in _alike(traced).values():
         _settle(analysis, places, axes, fixed)
     return analysis
@@ -106,35 +117,60 @@ def _settle(analysis: Analysis, places: list[list[int]], axes: dict[int, int], f
     first = _try(analysis, everywhere, axes, fixed)
     if first == "":
         return
-    tried: dict[int, str] = {}
-    for place in places[: len(places) if len(places) <= FEW else 2]:
-        why = _try(analysis, place, axes, fixed)
-        if why:
-            fixed.update(dict.fromkeys(place, why))
-            tried[place[0]] = why
+    failed = 0
+    tried = places if len(places) <= FEW else places[:2]
+    for place in tried:
+        failed += _settle_one(analysis, place, axes, fixed)
     if len(places) > FEW:
         rest = [number for place in places[2:] for number in place]
-        if len(tried) == 2 or (why := _try(analysis, rest, axes, fixed)):
-            fixed.update(dict.fromkeys(rest, first if len(tried) == 2 else why))
+        if failed == 2 or (first := _try(analysis, rest, axes, fixed)):
+            _fix(analysis, np.concatenate([analysis.traced.cuts[n].ids for n in rest]), first, fixed)
     analysis.structure = structure(analysis.traced, axes, fixed)
 
 
-def _try(analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: dict[int, str]) -> str:
-    """Remove a unit that these cuts see, in every way there is; return why none works, "" where one does."""
+def _settle_one(analysis: Analysis, place: list[int], axes: dict[int, int], fixed: dict[int, str]) -> bool:
+    """Settle the cuts of one module, group by group where they do not follow together; tell whether none does."""
+    why = _try(analysis, place, axes, fixed)
+    if not why:
+        return False
+    found = structure(analysis.traced, axes, fixed)
+    ids = np.concatenate([analysis.traced.cuts[n].ids for n in place])
+    seen = [g for g in found.groups if np.isin(g.units, found.roots[ids]).any()]
+    faults = [g for g in seen if len(seen) > 1 and _try(analysis, place, axes, fixed, only=g.name)]
+    for group in faults:
+        _fix(analysis, np.flatnonzero(np.isin(found.roots, group.units)), why, fixed)
+    if not faults:
+        _fix(analysis, ids, why, fixed)
+    analysis.structure = structure(analysis.traced, axes, fixed)
+    return len(faults) in (0, len(seen))
+
+
+def _fix(analysis: Analysis, ids: Ids, why: str, fixed: dict[int, str]) -> None:
+    """Say that channels stay."""
+    for one in ids.tolist():
+        fixed.setdefault(one, why)
+
+
+def _try(
+    analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: dict[int, str], *, only: str = ""
+) -> str:
+    """Remove units that these cuts see, one of each group, in every way there is; return why none works, else ""."""
     cuts = analysis.traced.cuts
     why, seen = "", False
     most = max((len(varying(c.grid)) for n in numbers if (c := cuts[n]).grid is not None), default=1)
     for choice in range(most):
         trial = {**axes, **dict.fromkeys(numbers, choice)}
         found = structure(analysis.traced, trial, fixed)
-        removed = _one_unit(found, [cuts[n] for n in numbers])
+        removed = _units(found, [cuts[n] for n in numbers], only)
         if not removed:
             continue
         seen = True
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
         for extra in _guesses(analysis, affected):
             change = edit(found, removed, {**analysis.attributes, **extra})
-            error, raised = compare(analysis.module, change, analysis.example, once=True)
+            error, raised = compare(
+                analysis.module, change, analysis.example, once=True, watch=analysis.watch
+            )
             if error <= TOLERANCE:
                 axes.update(trial)
                 _everywhere(analysis, extra, affected)
@@ -147,14 +183,15 @@ def _try(analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: di
     return f"{first.op} in {first.site} does not follow a change of channels" + (f": {why}" if why else "")
 
 
-def _one_unit(found: Structure, cuts: list[Cut]) -> list[int]:
-    """Return one unit of the first group that any of these cuts sees, from its middle."""
+def _units(found: Structure, cuts: list[Cut], only: str) -> list[int]:
+    """Return one unit from the middle of each group that any of these cuts sees."""
     seen = np.unique(found.roots[np.concatenate([cut.ids for cut in cuts])])
+    units = []
     for group in found.groups:
         inside = group.units[np.isin(group.units, seen)]
-        if len(inside):
-            return [int(inside[len(inside) // 2])]
-    return []
+        if len(inside) and only in ("", group.name):
+            units.append(int(inside[len(inside) // 2]))
+    return units
 
 
 def _guesses(analysis: Analysis, cuts: list[Cut]) -> Iterator[dict[tuple[str, str], Ids]]:
@@ -201,7 +238,12 @@ def _sizes(cut: Cut) -> Iterator[Ids]:
 
 
 def compare(
-    module: nn.Module, change: Edit, example: tuple[Any, ...], *, once: bool = False
+    module: nn.Module,
+    change: Edit,
+    example: tuple[Any, ...],
+    *,
+    once: bool = False,
+    watch: tuple[str, ...] = (),
 ) -> tuple[float, str]:
     """Return the largest relative difference between edited and masked module, and the first line of an exception."""
     edited, masked = light_copy(module), light_copy(module)
@@ -211,10 +253,16 @@ def compare(
         worst = 0.0
         with torch.no_grad(), evaluating(edited), evaluating(masked):
             for inputs in (example,) if once else (example, _shaken(example)):
-                worst = max(worst, difference(edited(*inputs), masked(*inputs)))
+                if watch:
+                    choices = Choices()
+                    wanted: Any = run(masked, inputs, watch, choices)
+                    answer: Any = run(edited, inputs, watch, Choices(choices.taken))
+                else:
+                    answer, wanted = edited(*inputs), masked(*inputs)
+                worst = max(worst, difference(answer, wanted))
     except (InputError, StepError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever somebody's network raises when shapes do not meet
+    except Exception as error:  # whatever somebody's network raises when shapes do not meet
         return float("inf"), str(error).strip().split("\n", 1)[0]
     return worst, ""
 

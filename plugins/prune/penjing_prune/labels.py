@@ -113,7 +113,7 @@ def numbers(layer: Layer) -> Ids:
 
 def broadcast(first: Layer, second: Layer) -> tuple[Ids, Ids]:
     """Return two layers of equal ndim element by element."""
-    one, other = torch.broadcast_tensors(first, second)
+    one, other = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return one.numpy(), other.numpy()
 
 

@@ -143,7 +143,6 @@ def _layer(about: dict[str, Any], rows: int, columns: int) -> dict[str, Any]:
 
 def _graph(layer: dict[str, Any]) -> onnx.ModelProto:
     """Return a layer as an ONNX graph with random weights."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, layer["input"])]
@@ -169,7 +168,8 @@ def _graph(layer: dict[str, Any]) -> onnx.ModelProto:
     graph = helper.make_graph([node], "layer", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = min(model.ir_version, 10)
-    return onnx.ModelProto.FromString(model.SerializeToString())
+    result: onnx.ModelProto = model
+    return result
 
 
 def _read(path: Path, key: str) -> dict[str, float]:

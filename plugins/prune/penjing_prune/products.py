@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from penjing_prune.labels import Ids, Layer, Layers, along, broadcast, collapse, varying
-from penjing_prune.trace import Count, Product
+from penjing_prune.labels import Ids, Layer, Layers, along, broadcast, varying
+from penjing_prune.meeting import meet, meet_ids, vector
+from penjing_prune.trace import Product
 
 if TYPE_CHECKING:
     from penjing_prune.trace import _Tracer
@@ -22,8 +23,6 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
     Groups stay of equal size: where there are more groups than channels in one, whole groups go and the others
     stay as they are; else the same channel of every group goes.
     """
-    from penjing_prune.rules import meet_ids, vector
-
     source, weight, bias = args[0], args[1], args[2]
     transposed, groups = args[6], args[8]
     leaf = tracer.leaf(weight)
@@ -119,8 +118,6 @@ def matrix_product(
     tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
 ) -> None:
     """Take up ids along the inner dimension and bring forth those of the outer ones: a [n, k] times b [k, m]."""
-    from penjing_prune.rules import meet, meet_ids
-
     bias, (a, b) = (args[0], args[1:3]) if name == "addmm" else (None, args[:2])
     inner = _side(tracer, a, 1), _side(tracer, b, 0)
     meet_ids(tracer, *inner, "a matrix product")
@@ -159,8 +156,6 @@ def _fix_rest(tracer: _Tracer, tensors: tuple[torch.Tensor, ...]) -> None:
 
 def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Take up ids along the inner dimension; what belongs to one matrix of the batch (a head) goes together."""
-    from penjing_prune.rules import meet
-
     bias, (a, b) = (args[0], args[1:3]) if name == "baddbmm" else (None, args[:2])
     free = _contract(tracer, tracer.layers(a), tracer.layers(b), (2, 1), (1, 2))
     heads = _tie_heads(tracer, [*tracer.layers(a), *tracer.layers(b)], 0)
@@ -239,6 +234,3 @@ def sdpa(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, An
     batch, count, rows, depth = q.shape
     macs = float(batch * rows * k.shape[2] * (depth + v.shape[3]))
     _note_attention(tracer, count, heads, macs, result)
-
-
-__all__ = ["Count", "bmm", "collapse", "convolution", "matrix_product", "sdpa"]

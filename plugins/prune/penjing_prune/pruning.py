@@ -19,7 +19,7 @@ from torch import nn
 from penjing_prune.allocate import Limits, allowed, choose
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
-from penjing_prune.guard import TOLERANCE, Analysis, analyse, compare
+from penjing_prune.guard import TOLERANCE, Analysis, analyse
 from penjing_prune.importance import rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured
@@ -123,7 +123,7 @@ class Pruning:
     def _faults(self, analysis: Analysis, edit: Edit, removed: list[int]) -> set[int]:
         """Prove a removal; return the groups at fault where it is not exact."""
         error, raised = analysis.error(edit)
-        real, failed = compare(self.module, edit, self.example)
+        real, failed = analysis.error_of(self.module, edit)
         if max(error, real) <= TOLERANCE:
             self.worst = max(self.worst, real)
             return set()
@@ -157,18 +157,9 @@ class Pruning:
         """Train the network to answer as it did, from photographs with or without labels."""
         if not self.step.epochs:
             return
-        from penjing_training.loop import train
-        from penjing_training.objective import Distil
+        from penjing_prune.recovery import recover
 
-        objective = Distil(
-            self.context.original or self.model,
-            temperature=2.0,
-            weight=0.7,
-            label_smoothing=self.step.label_smoothing,
-        )
-        self.module = train(
-            self.module, self.step, self.model, self.context, objective=objective, name=f"recovery-{number}"
-        )
+        self.module = recover(self.module, self.step, self.model, self.context, name=f"recovery-{number}")
 
     def _tell(self, analysis: Analysis, costs: dict[str, float], before: dict[str, int]) -> None:
         """Tell the report what was asked, what came of it, and what stayed."""
@@ -209,7 +200,7 @@ class Pruning:
 
 
 def replay(module: nn.Module, folder: Path) -> nn.Module:
-    """Return a copy of `module` with the edits and weights that a step left in `folder`; InputError where they do not fit."""
+    """Return a copy of `module` with the edits and weights left in `folder`; InputError where they do not fit."""
     from safetensors.torch import load_file
 
     pruned = copy.deepcopy(module)
@@ -229,13 +220,18 @@ def read(path: Path) -> Sequence[Edit]:
     """Return the edits in a file; InputError where it is none of ours."""
     try:
         data: Any = json.loads(path.read_text())
-        if data["version"] != VERSION:
-            raise ValueError(f"version {data['version']}")
-        return [Edit.from_json(one) for one in data["rounds"]]
+        version, rounds = data["version"], data["rounds"]
+        edits = [Edit.from_json(one) for one in rounds]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no list of structural edits: {error}.", hint="Run the step again."
         ) from error
+    if version != VERSION:
+        raise InputError(
+            f"{path} has version {str(version)[:20]!r} of structural edits, not {VERSION}.",
+            hint="Run the step again.",
+        )
+    return edits
 
 
 def _example(model: Model) -> tuple[torch.Tensor, ...]:

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from penjing_prune.labels import (
     Ids,
     Layer,
-    Layers,
-    aligned,
     along,
     broadcast,
     collapse,
     overlapping,
     varying,
 )
+from penjing_prune.meeting import meet, mix, vector
+from penjing_prune.norms import BATCH_NORMS, batch_norm, group_norm, layer_norm, tensors_of
 from penjing_prune.products import bmm, convolution, matrix_product, sdpa
 from penjing_prune.trace import Cut
 
@@ -45,17 +44,20 @@ CUTS = frozenset({
 PICKS = frozenset({"index", "index_select", "select", "roll", "flip", "unbind", "narrow"})
 #: what returns its first argument's elements, each in its place
 SAME = frozenset({
-    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "bernoulli", "native_dropout",
+    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "bernoulli",
+    "native_dropout",
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "zero", "fill", "hardswish",
     "relu", "relu6", "celu", "elu", "uniform", "normal", "softplus", "rrelu_with_noise", "hardtanh", "leaky_relu",
     "hardsigmoid", "mish", "silu", "gelu", "sigmoid", "tanh", "clamp", "dropout",
 })  # fmt: skip
 #: what works on each channel of [N, C, …] alone
 SPATIAL = frozenset({
-    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d",
+    "avg_pool2d",
     "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "adaptive_avg_pool2d", "adaptive_avg_pool1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_linear1d",
+    "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "upsample_linear1d",
     "upsample_trilinear3d", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
     "replication_pad2d", "grid_sampler_2d", "mkldnn_max_pool2d", "roi_align", "roi_pool",
 })  # fmt: skip
@@ -65,10 +67,6 @@ REDUCTIONS = frozenset({
     "norm", "logsumexp", "argmax", "argmin", "any", "all", "median",
 })  # fmt: skip
 NORMALISERS = frozenset({"_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "sort"})
-BATCH_NORMS = frozenset({
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-    "_batch_norm_with_update", "miopen_batch_norm", "batch_norm",
-})  # fmt: skip
 
 
 def learn(
@@ -83,7 +81,7 @@ def learn(
     elif name in SHAPES:
         _shape(tracer, name, func, args, kwargs, out)
     elif name in SAME:
-        for result in _results(out):
+        for result in tensors_of(out):
             if result.shape == args[0].shape:
                 tracer.label(result, tracer.layers(args[0]))
     elif name in SPATIAL:
@@ -100,13 +98,9 @@ def learn(
             tracer.fix(tensor, f"they reach {name}, for which there is no rule, in {tracer.site()}")
 
 
-def _results(out: Any) -> list[torch.Tensor]:
-    return [result for result in tree_leaves(out) if isinstance(result, torch.Tensor)]
-
-
 def _pointwise(tracer: _Tracer, name: str, args: Args, tensors: list[torch.Tensor], out: Any) -> None:
     """Join what meets element by element."""
-    results = _results(out)
+    results = tensors_of(out)
     if not results:
         return
     ndim = results[0].ndim
@@ -118,30 +112,6 @@ def _pointwise(tracer: _Tracer, name: str, args: Args, tensors: list[torch.Tenso
         tracer.label(result, tuple(merged))
 
 
-def meet(tracer: _Tracer, name: str, tensors: list[torch.Tensor], ndim: int) -> list[Layer]:
-    """Return the layers of tensors that are combined element by element, joined where they meet."""
-    merged: list[Layer] = []
-    for tensor in tensors:
-        for layer in tracer.layers(tensor):
-            one = aligned(layer, ndim)
-            position = next((i for i, m in enumerate(merged) if set(varying(m)) & set(varying(one))), None)
-            if position is None:
-                merged.append(one)
-                continue
-            both = broadcast(merged[position], one)
-            tracer.join(*both)
-            if merged[position].shape != both[0].shape:
-                merged[position] = collapse(torch.from_numpy(both[0].copy()))
-    for layer in merged:
-        dims = varying(layer)
-        for tensor in tensors:
-            shape = (1,) * (ndim - tensor.ndim) + tuple(tensor.shape)
-            known = [aligned(own, ndim) for own in tracer.layers(tensor)]
-            if any(shape[d] > 1 for d in dims) and overlapping(known, dims) is None:
-                tracer.fix((layer,), f"{name} combines them with a tensor of fixed size in {tracer.site()}")
-    return merged
-
-
 def _is_part(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
@@ -149,7 +119,7 @@ def _is_part(tensor: torch.Tensor) -> bool:
 def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Push ids through the very same operator."""
     source: torch.Tensor = args[0]
-    results = _results(out)
+    results = tensors_of(out)
     found: list[list[Layer]] = [[] for _ in results]
     for layer in tracer.layers(source):
         if name in PICKS and _picks(name, args, layer):
@@ -160,7 +130,7 @@ def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, 
         if name in ("slice", "split", "split_with_sizes", "unsafe_split", "narrow"):
             _align_pieces(tracer, name, args, layer, results)
         full = layer.expand(source.shape)
-        ids = [full.reshape(args[1])] if name in VIEWS else _results(func(full, *args[1:], **kwargs))
+        ids = [full.reshape(args[1])] if name in VIEWS else tensors_of(func(full, *args[1:], **kwargs))
         for kept, result in zip(found, ids, strict=True):
             kept.append(collapse(result))
         if name in CUTS:
@@ -213,7 +183,7 @@ def _spatial(tracer: _Tracer, name: str, args: Args, out: Any) -> None:
     for layer in tracer.layers(args[0]):
         if set(varying(layer)) - {1} and args[0].ndim > 3:
             tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
-    for result in _results(out):
+    for result in tensors_of(out):
         if result.ndim == args[0].ndim:
             tracer.label(result, tuple(one for one in tracer.layers(args[0]) if set(varying(one)) == {1}))
 
@@ -227,7 +197,7 @@ def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out:
     dims = kwargs.get("dim", args[position] if len(args) > position else None)
     dims = list(range(source.ndim)) if dims is None or dims == [] else dims
     wanted = [d % source.ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    results = _results(out)
+    results = tensors_of(out)
     keep = bool(results) and results[0].ndim == source.ndim
     found = []
     for layer in tracer.layers(source):
@@ -243,19 +213,12 @@ def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out:
         tracer.label(result, tuple(found))
 
 
-def mix(tracer: _Tracer, name: str, layer: Layer, dims: tuple[int, ...]) -> None:
-    """Tie channels that an operator mixes: removing some would change what it makes of the others."""
-    tracer.tie(layer, dims)
-    if set(varying(layer)) <= set(dims):
-        tracer.fix((layer,), f"{name} mixes all of them in {tracer.site()}")
-
-
 def _softmax(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     dim = args[1] if len(args) > 1 else -1
     for layer in tracer.layers(args[0]):
         if layer.shape[dim] > 1:
             mix(tracer, name.strip("_"), layer, (dim % args[0].ndim,))
-    for result in _results(out):
+    for result in tensors_of(out):
         tracer.label(result, tracer.layers(args[0]))
 
 
@@ -348,53 +311,6 @@ def _count_by_value(tracer: _Tracer, ids: Ids) -> bool:
     return True
 
 
-def _batch_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
-    """Join channels with their scale, shift, mean and variance."""
-    source = args[0]
-    layers = tracer.layers(source)
-    ids = vector(tracer, layers, 1, name, source.shape[1])
-    for tensor in [t for t in args[1:5] if isinstance(t, torch.Tensor) and t.ndim == 1]:
-        own = vector(tracer, tracer.layers(tensor), 0, name, tensor.shape[0])
-        meet_ids(tracer, ids, own, name)
-        leaf = tracer.leaf(tensor)
-        if leaf and own is not None:
-            tracer.count(leaf, "num_features", own)
-            if tensor is args[1]:
-                tracer.result.scales.add(leaf.names[0])
-    tracer.label(_results(out)[0], layers)
-
-
-def _layer_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
-    """Tie all channels: mean and variance depend on each of them."""
-    source, shape = args[0], args[1]
-    dims = tuple(range(source.ndim - len(shape), source.ndim))
-    for layer in tracer.layers(source):
-        if inside := tuple(d for d in varying(layer) if d in dims):
-            mix(tracer, "layer norm", layer, inside)
-    tensors = [t for t in (source, *args[2:4]) if isinstance(t, torch.Tensor)]
-    for tensor in tensors[1:]:
-        tracer.fix(tensor, f"layer norm mixes all of them in {tracer.site()}")
-    tracer.label(_results(out)[0], tuple(meet(tracer, "layer norm", tensors, source.ndim)))
-
-
-def _group_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
-    """Tie the channels of each group, and count the groups."""
-    source, weight, bias, groups = args[0], args[1], args[2], args[6]
-    ids = vector(tracer, tracer.layers(source), 1, "group norm", source.shape[1])
-    for tensor in (weight, bias):
-        if tensor is not None:
-            own = vector(tracer, tracer.layers(tensor), 0, "group norm", source.shape[1])
-            meet_ids(tracer, ids, own, "group norm")
-            if own is not None and (leaf := tracer.leaf(tensor)):
-                tracer.count(leaf, "num_channels", own)
-    if ids is not None:
-        grouped = ids.reshape(groups, -1)
-        tracer.join(grouped, np.broadcast_to(grouped[:, :1], grouped.shape))
-        if groups == 1 or not tracer.count(tracer.leaf(weight), "num_groups", grouped[:, 0]):
-            tracer.fix_ids(ids, f"group norm mixes all of them in {tracer.site()}")
-    tracer.label(_results(out)[0], tracer.layers(source))
-
-
 def _embedding(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     table = args[0]
     for layer in tracer.layers(table):
@@ -407,36 +323,15 @@ def _embedding(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[s
         tracer.label(out, along(ids, out.ndim - 1, out.ndim))
 
 
-def vector(tracer: _Tracer, layers: Layers, dim: int, name: str, size: int) -> Ids | None:
-    """Return the ids along one dimension, where that is all there is to know; what cannot be followed is fixed."""
-    found = None
-    for layer in layers:
-        if varying(layer) == (dim,) and found is None:
-            found = layer.numpy().ravel()
-        else:
-            tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
-    return found
-
-
-def meet_ids(tracer: _Tracer, first: Ids | None, second: Ids | None, name: str) -> None:
-    """Join two vectors of ids; one without partner is fixed."""
-    if first is not None and second is not None:
-        tracer.join(first, second)
-    else:
-        for one in (first, second):
-            if one is not None:
-                tracer.fix_ids(one, f"{name} combines them with a tensor of fixed size in {tracer.site()}")
-
-
 Rule = Callable[["_Tracer", str, Any, Args, dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {
     "cat": _cat,
     "stack": _cat,
     "constant_pad_nd": _pad,
-    "native_layer_norm": _layer_norm,
-    "native_group_norm": _group_norm,
+    "native_layer_norm": layer_norm,
+    "native_group_norm": group_norm,
     "embedding": _embedding,
-    **dict.fromkeys(BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(BATCH_NORMS, batch_norm),
     **dict.fromkeys(NORMALISERS, _softmax),
     "convolution": convolution,
     "_convolution": convolution,

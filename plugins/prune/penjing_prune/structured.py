@@ -39,7 +39,7 @@ class Structured(TrainingOptions, Technique):
     name = "prune.structured"
     accepts = frozenset({"torch"})
     produces = "torch"
-    needs = _Needs()  # type: ignore[assignment]  # of the class nothing, of an object what its options ask
+    needs = _Needs()  # of the class nothing, of an object what its options ask
 
     macs: float | None = option(
         None, "Share of the multiply-accumulates to keep; 0.5 where no target is given.", between=(0.01, 1)

@@ -109,7 +109,10 @@ def _replace(module: nn.Module, names: Iterable[str], new: torch.Tensor) -> None
     for name in names:
         owner, _, attribute = name.rpartition(".")
         part = module.get_submodule(owner)
-        (part._parameters if attribute in part._parameters else part._buffers)[attribute] = new  # type: ignore[assignment]  # each holds what it held
+        if isinstance(new, nn.Parameter):
+            part._parameters[attribute] = new
+        else:
+            part._buffers[attribute] = new
 
 
 def _part(module: nn.Module, name: str) -> nn.Module:
@@ -122,7 +125,7 @@ def _part(module: nn.Module, name: str) -> nn.Module:
 def _tensor(module: nn.Module, name: str) -> torch.Tensor:
     owner, _, attribute = name.rpartition(".")
     part = _part(module, owner)
-    found = part._parameters.get(attribute)
+    found: torch.Tensor | None = part._parameters.get(attribute)
     found = part._buffers.get(attribute) if found is None else found
     if found is None:
         raise InputError(f"The network has no tensor {name!r}.", hint="It is another network.")

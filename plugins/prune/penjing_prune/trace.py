@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+from penjing_prune.replay import CHOOSING
 
 
 @dataclasses.dataclass
@@ -93,6 +94,8 @@ class Traced:
     counts: list[Count] = dataclasses.field(default_factory=list)
     #: parameters that scale the result of a batch norm
     scales: set[str] = dataclasses.field(default_factory=set)
+    #: the network keeps some of what it computes and drops the rest, as detectors do
+    chooses: bool = False
 
 
 def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
@@ -120,7 +123,7 @@ def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...]
     try:
         with evaluating(module, training=True), tracer.watching(module), torch.no_grad():
             tracer.run(module, twice)
-    except Exception:  # noqa: BLE001 - whatever a network raises that needs more than an image to train
+    except Exception:  # whatever a network raises that needs more than an image to train
         tracer.result.union.fix(
             (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
             "it does not run on an image alone",
@@ -142,11 +145,11 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
             part.training = modes[name]
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Sees every operator, keeps the labels of tensors, and collects what rules find."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.union = Union()
         self.result = Traced(self.union, [])
         self.touched: set[int] = set()
@@ -205,13 +208,14 @@ class _Tracer(TorchDispatchMode):
             if id(tensor) in self._leaf:
                 self.touched.add(id(tensor))
         out = func(*args, **kwargs)
+        self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
             learn(self, func, args, kwargs, tensors, out)
         return out
 
     def layers(self, tensor: torch.Tensor) -> Layers:
         """Return the labels of a tensor; none where it belongs to no channel."""
-        found: Layers = self._labels.get(tensor, ())
+        found: Layers = self._labels.get(tensor, ())  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return found
 
     def label(self, tensor: torch.Tensor, layers: Layers) -> None:

@@ -69,6 +69,8 @@ class Trainable(nn.Module):
         self._numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._scheme, self._learn = scheme, learn_scales
+        #: images go through one by one: shapes in the graph are written down for one
+        self.one_by_one = False
         self._constants: dict[str, Tensor] = {}
         #: names of parameters in PyTorch, which have no dots, by those in the graph
         self._keys: dict[str, str] = {}
@@ -169,30 +171,41 @@ class Trainable(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs for images [N, C, H, W], whatever batch the graph was written for."""
+        rounded: dict[str, Tensor] = {}
+        if self.one_by_one:
+            each = [self._run(image[None], rounded) for image in images]
+            found = tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+        else:
+            found = self._run(images, rounded)
+        return found[0] if len(found) == 1 else found
+
+    def _run(self, images: Tensor, rounded: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs; `rounded` keeps weights that are rounded already."""
         values: dict[str, Any] = {self._input: images}
         for node in self._nodes:
-            inputs = [self._value(name, values) for name in node.inputs]
+            inputs = [self._value(name, values, rounded) for name in node.inputs]
             if node.op == "RoundTrip":
                 result: Any = self._round_trip(inputs[0], node.attributes)
             else:
                 result = OPERATORS[node.op](inputs, node.attributes)
             results = result if isinstance(result, tuple) else (result,)
             values.update(zip(node.outputs, results, strict=False))
-        found = tuple(values[name] for name in self._outputs)
-        return found[0] if len(found) == 1 else found
+        return tuple(values[name] for name in self._outputs)
 
-    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
+    def _value(self, name: str, values: Mapping[str, Any], rounded: dict[str, Tensor]) -> Any:
         if not name:
             return None
         if name in values:
             return values[name]
+        if name in self._weights:
+            if name not in rounded:
+                rounded[name] = self.rounded(name, self.parameters_by_name[self._key(name)])
+            return rounded[name]
         if (key := self._key(name)) in self.parameters_by_name:
-            weight = self.parameters_by_name[key]
-            return self.rounded(name, weight) if name in self._weights else weight
+            return self.parameters_by_name[key]
         if name in self._constants:
             return self._constants[name]
-        constant: Tensor = getattr(self, f"constant_{key}")
-        return constant
+        return getattr(self, f"constant_{key}")
 
     def _round_trip(self, x: Tensor, attributes: Mapping[str, Any]) -> Tensor:
         zero, first, last = self._grids[attributes["tensor"]]

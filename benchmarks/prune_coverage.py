@@ -1,0 +1,213 @@
+"""What structured pruning can do with every family of torchvision: one row a network, printed as Markdown.
+
+    python benchmarks/prune_coverage.py [--only NAME …] [--macs 0.7] [--no-export]
+
+Networks have random weights: what is checked is that the surgery is exact. Each is pruned to a share of its
+multiply-accumulates, compared with the masked original on random inputs (detectors are made to choose alike), trained
+for a step, and exported to ONNX. Where torch-pruning can be imported (`pip install torch-pruning`), its row says
+what it makes of the same network when it is told the last layer, which Penjing finds by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import importlib.util
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torchvision
+from penjing_prune.allocate import Limits, choose
+from penjing_prune.cost import Cost, macs
+from penjing_prune.groups import structure
+from penjing_prune.guard import analyse
+from penjing_prune.importance import objective, rank
+from penjing_prune.latency import export
+from penjing_prune.surgery import apply
+from penjing_prune.trace import trace
+from torch import nn
+
+#: networks for classification, and the side of the smallest image that is worth trying
+CLASSIFIERS = {
+    "resnet18": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64, "regnet_x_400mf": 64, "regnet_y_400mf": 64,
+    "densenet121": 64, "googlenet": 96, "inception_v3": 128, "mobilenet_v2": 64, "mobilenet_v3_small": 64,
+    "mnasnet0_5": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64, "convnext_tiny": 64,
+    "vgg11": 64, "alexnet": 64, "vit_b_32": 224, "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224,
+}  # fmt: skip
+BARE = {"weights": None, "weights_backbone": None}
+
+
+class Listed(nn.Module):
+    """A detector that takes a batch as other networks do."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Return what it detects in each image; in training, half the power of what its backbone computes."""
+        if (
+            self.training
+        ):  # its losses need boxes: a gradient through the pruned backbone is what matters here
+            features = self.detector.backbone(images)
+            return sum(f.square().mean() / 2 for f in features.values())
+        return self.detector(list(images))
+
+
+def _others() -> dict[str, tuple[Callable[[], nn.Module], int]]:
+    detection, segmentation = torchvision.models.detection, torchvision.models.segmentation
+    return {
+        "ssdlite320_mobilenet_v3_large": (
+            lambda: Listed(detection.ssdlite320_mobilenet_v3_large(**BARE)),
+            320,
+        ),
+        "fasterrcnn_mobilenet_v3_large_320_fpn": (
+            lambda: Listed(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**BARE)),
+            320,
+        ),
+        "lraspp_mobilenet_v3_large": (lambda: segmentation.lraspp_mobilenet_v3_large(**BARE), 64),
+    }
+
+
+def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
+    """Yield every network by name, how it is made, and the side of its image."""
+    for name, size in CLASSIFIERS.items():
+        options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        yield name, lambda n=name, o=options: torchvision.models.get_model(n, weights=None, **o), size
+    for name, (make, size) in _others().items():
+        yield name, make, size
+
+
+@dataclasses.dataclass
+class Row:
+    """What came of one network."""
+
+    network: str
+    achieved: float = float("nan")
+    error: float = float("nan")
+    trains: str = ""
+    exports: str = ""
+    seconds: float = float("nan")
+    alone: str = ""
+    peer: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.network} | {self.achieved:.1%} | {self.error:.0e} | {self.trains} | {self.exports} | "
+            f"{self.seconds:.0f} | {self.peer} | {self.alone} |"
+        )
+
+
+def one(name: str, make: Callable[[], nn.Module], size: int, share: float, *, exporting: bool) -> Row:
+    """Prune a network and try what came of it."""
+    torch.manual_seed(0)
+    module = make().eval()
+    example = (torch.rand(1, 3, size, size),)
+    start = time.monotonic()
+    analysis = analyse(module, example)
+    found = analysis.structure
+    cost = Cost(found, macs(found))
+    whole = cost.total
+    removed = choose(
+        found.groups, rank("l2", module, found, []), cost, share * whole, Limits(0.125, 1), "global"
+    )
+    edit = analysis.edit(removed)
+    error = max(analysis.error(edit)[0], analysis.error_of(module, edit)[0])
+    apply(module, edit)
+    row = Row(name, error=error, seconds=time.monotonic() - start)
+    recounted = structure(trace(copy.deepcopy(module), example), {}, {})
+    row.achieved = Cost(recounted, macs(recounted)).total / whole
+    row.trains = _attempt(lambda: _train(module, size))
+    row.exports = _attempt(lambda: _export(module, example)) if exporting else "not tried"
+    reasons = Counter(_short(a.reason) for a in found.alone if a.reason != "it is an output of the network")
+    row.alone = "; ".join(f"{n} layers: {reason}" for reason, n in reasons.most_common()) or "the last layer"
+    return row
+
+
+def _short(reason: str) -> str:
+    """Return a reason without the place, which differs from layer to layer."""
+    return reason.split(":", 1)[0].split(" in ", 1)[0].replace(" all of them", " all channels")
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    try:
+        work()
+    except Exception as error:  # whatever a network or exporter raises is what the table tells
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"
+    return "yes"
+
+
+def _train(module: nn.Module, size: int) -> None:
+    copied = copy.deepcopy(module).train()
+    with torch.enable_grad():
+        objective(copied(torch.rand(2, 3, size, size)), None).backward()
+    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in copied.parameters())
+
+
+def _export(module: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(module.detector.backbone if isinstance(module, Listed) else module, example, path)
+        assert path.stat().st_size > 0
+
+
+def peer(make: Callable[[], nn.Module], size: int, share: float) -> str:
+    """Return what torch-pruning makes of the network when its last layers are named."""
+    import torch_pruning
+
+    torch.manual_seed(0)
+    module = make().eval()
+    example = torch.rand(1, 3, size, size)
+    last = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1:]
+    last += [p for p in module.modules() if isinstance(p, nn.Linear) and p.out_features in (1000, 91)]
+    try:
+        before, _ = torch_pruning.utils.count_ops_and_params(module, example)
+        pruner = torch_pruning.pruner.BasePruner(
+            module,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=1 - share**0.5,
+            ignored_layers=last,
+            global_pruning=False,
+        )
+        pruner.step()
+        with torch.no_grad():
+            module(example)
+        after, _ = torch_pruning.utils.count_ops_and_params(module, example)
+    except Exception as error:  # as above
+        return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:60]}"
+    return f"{after / before:.1%}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--macs", type=float, default=0.7)
+    parser.add_argument("--no-export", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    known = importlib.util.find_spec("torch_pruning") is not None
+    print(f"MACs asked for: {arguments.macs:.0%} of the original's\n")
+    print("| network | MACs | off the masked one | trains | exports | seconds | torch-pruning | left alone |")
+    print("|--|--|--|--|--|--|--|--|", flush=True)
+    for name, make, size in networks():
+        if arguments.only and name not in arguments.only:
+            continue
+        try:
+            row = one(name, make, size, arguments.macs, exporting=not arguments.no_export)
+        except Exception as error:  # as above: the other rows are wanted all the same
+            row = Row(name, alone=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        row.peer = peer(make, size, arguments.macs) if known else "not installed"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

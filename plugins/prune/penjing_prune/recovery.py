@@ -1,0 +1,37 @@
+"""Winning accuracy back: training a pruned network to answer as the original does, and as the labels say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from penjing_training.loop import train
+from penjing_training.objective import Distil
+from torch import nn
+
+if TYPE_CHECKING:
+    from penjing.model import Model
+    from penjing.step import Context
+    from penjing_training import TrainingOptions
+
+#: the teacher's share of the loss where there are labels, and the temperature of the comparison
+WEIGHT, TEMPERATURE = 0.7, 2.0
+
+
+def recover(
+    module: nn.Module,
+    options: TrainingOptions,
+    model: Model,
+    context: Context,
+    *,
+    name: str,
+    after_step: Callable[[nn.Module], object] | None = None,
+) -> nn.Module:
+    """Return a trained copy of `module`; the teacher is the original model, or what the step was given."""
+    objective = Distil(
+        context.original or model,
+        temperature=TEMPERATURE,
+        weight=WEIGHT,
+        label_smoothing=options.label_smoothing,
+    )
+    return train(module, options, model, context, objective=objective, after_step=after_step, name=name)
