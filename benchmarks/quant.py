@@ -1,10 +1,12 @@
-"""Penjing's static quantisation beside onnxruntime's own, on trained networks: one table, printed as Markdown.
+"""Penjing's quantisation beside others', on trained networks: tables, printed as Markdown.
 
-    python benchmarks/quant.py [--only NAME] [--keep FOLDER]
+    python benchmarks/quant.py accuracy [--only NAME] [--keep FOLDER]
+    python benchmarks/quant.py w4a8
+    python benchmarks/quant.py memory
 
 All models of a row see the same photographs: calibrated with the same, scored on the same others, and timed in
-interleaved rounds at one thread. Networks and photographs are read from `../shared`, which is no part of the
-project; a row whose files are missing is skipped, with the reason.
+interleaved rounds at one thread. Networks and photographs are read from --shared, else PENJING_SHARED, else
+`../shared`; they are no part of the project, and a row whose files are missing is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -12,155 +14,73 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import logging
-from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from penjing import demo, measure
-from penjing.api import Request, compress, plan
-from penjing.errors import InputError
+import memory
+import networks
+from networks import MissingError, Place, Row
+from peers import nncf_peer, onnxruntime_peers
+from penjing import compare, measure
+from penjing.api import compress, plan
 from penjing.here import this_machine
 from penjing.host import Host
-from penjing.preprocess import Preprocess
 from penjing.step import Silent
 
-if TYPE_CHECKING:
-    from penjing.plan import Plan
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: photographs to calibrate and to score with, where a row draws them itself
-CIFAR, SAMPLES = (300, 2000), (200, 300)
-
-
-class MissingError(Exception):
-    """What a row needs is not here."""
-
-
-def shared(name: str) -> Path:
-    """Return a file or folder of `../shared`."""
-    path = SHARED / name
-    if not path.exists():
-        raise MissingError(f"there is no {path}")
-    return path
-
-
-def clothing(folder: Path) -> Request:
-    """Return MobileNetV2, trained on clothes of ten classes."""
-    return Request(
-        "torchvision:mobilenet_v2?num_classes=10",
-        "this-machine",
-        data=shared("data/clothing"),
-        weights=shared("models/mobilenet_v2_clothing160.pt"),
-        preprocess=Preprocess(resize=(176, 176), crop=160, mean=MEAN, std=STD),
-    )
-
-
-def lite0(folder: Path) -> Request:
-    """Return EfficientNet-Lite0 with ImageNet weights; the photographs are probably ones it was trained on."""
-    photographs = sorted(shared("data/imagenet-samples").glob("*/*.jpg"))
-    try:
-        demo.network()
-    except InputError as error:
-        raise MissingError(error.message) from error
-    count = sum(SAMPLES)
-    for number, photograph in enumerate(photographs[:count]):
-        part = "train" if number * SAMPLES[0] % count < SAMPLES[0] else "test"
-        target = folder / part / photograph.parent.name / photograph.name
-        target.parent.mkdir(parents=True)
-        target.symlink_to(photograph)
-    return Request("penjing.demo:network", "this-machine", data=folder, preprocess=demo.PREPROCESS)
-
-
-def resnet20(folder: Path) -> Request:
-    """Return ResNet-20, trained on CIFAR-10."""
-    import numpy as np
-
-    for split, file, count in (("train", "train", CIFAR[0]), ("test", "test-dev", CIFAR[1])):
-        with np.load(shared(f"data/cifar10/{file}.npz")) as archive:
-            data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
-            classes = archive["classes"]
-        for i in range(count):
-            target = folder / split / f"{labels[i]}-{classes[labels[i]]}" / f"{i:05}.jpg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
-    return Request(
-        f"{shared('models/cifar_resnet.py')}:resnet20",
-        "this-machine",
-        data=folder,
-        weights=shared("models/resnet20_cifar10.pt"),
-        preprocess=Preprocess(resize=(32, 32), mean=MEAN, std=STD),
-    )
-
-
-ROWS: dict[str, Callable[[Path], Request]] = {
-    "MobileNetV2, clothing": clothing,
-    "EfficientNet-Lite0, ImageNet samples": lite0,
-    "ResNet-20, CIFAR-10": resnet20,
+#: settings of quant.static for weights of 4 bits, by what is done
+W4A8 = {
+    "min-max, one scale a tensor": (
+        "method=minmax",
+        "per_channel=false",
+        "equalise=false",
+        "bias_correction=false",
+    ),
+    "min-max, one scale a channel": ("method=minmax", "equalise=false", "bias_correction=false"),
+    "with equalisation and bias correction": (),
+    "with AdaRound": ("adaround=true",),
 }
 
 
-def onnxruntime_peers(original: Path, folder: Path, planned: Plan) -> dict[str, Path]:
-    """Quantise with onnxruntime's quantize_static as it comes, and as its guide advises for this CPU."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
-
-    assert planned.data is not None and planned.model.preprocess is not None
-    calibrate, preprocess = planned.data.calibrate, planned.model.preprocess
-    name = input_name(original)
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-        def __init__(self) -> None:
-            self.batches: Iterator[Any] = calibrate.batches(1, preprocess)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {name: batch.inputs}
-
-    logging.getLogger().setLevel(logging.ERROR)
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(original), str(prepared), skip_symbolic_shape=True)
-    paths = {
-        "onnxruntime, defaults": folder / "default.onnx",
-        "onnxruntime, per channel": folder / "channel.onnx",
-    }
-    plain, best = paths.values()
-    quantize_static(original, plain, Reader())
-    quantize_static(
-        prepared,
-        best,
-        Reader(),
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=not this_machine().isa & {"avx512_vnni", "avx_vnni", "amx"},
-    )
-    return paths
-
-
-def input_name(path: Path) -> str:
-    """Return the name of an ONNX file's input."""
-    import onnx
-
-    return str(onnx.load(path, load_external_data=False).graph.input[0].name)
-
-
-def row(name: str, folder: Path) -> list[dict[str, Any]]:
+def accuracy(
+    name: str, row: Row, place: Place, folder: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Make and measure all models of one row."""
-    request = dataclasses.replace(ROWS[name](folder / "photographs"), out=folder / "run")
+    settings = tuple(options.set or ())
+    request = row.request(place, folder / "photographs")
+    request = dataclasses.replace(request, out=folder / "run", settings=settings, recipe=options.recipe)
     host = Host()
     compress(request, host=host)
     planned = plan(request, host=host)
-    data, backend, preprocess = planned.data, planned.backend, planned.model.preprocess
-    assert data is not None and preprocess is not None
     original = folder / "run" / "original" / "model.onnx"
-    paths = {
-        "original": original,
-        **onnxruntime_peers(original, folder, planned),
-        "penjing": folder / "run" / "optimised" / "model.onnx",
-    }
+    paths = {"original": original}
+    paths |= onnxruntime_peers(original, folder, planned)
+    if not options.no_nncf:
+        paths |= nncf_peer(original, folder, planned, options.environments / "nncf")
+    paths["penjing"] = folder / "run" / "optimised" / "model.onnx"
+    return _measured(planned, paths, row, place, options.seconds)
+
+
+def w4a8(place: Place, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Make and measure ResNet-20 with weights of 4 bits, simulated."""
+    row, host = Row(networks.resnet20), Host()
+    request = row.request(place, folder / "photographs")
+    paths: dict[str, Path] = {}
+    for number, (label, settings) in enumerate(W4A8.items()):
+        common = ("quant.static.weight_bits=4", "quant.static.float_layers=0")
+        asked = (*common, *(f"quant.static.{setting}" for setting in settings))
+        run = dataclasses.replace(request, settings=asked, out=folder / f"run{number}")
+        compress(run, host=host)
+        paths.setdefault("original", folder / "run0" / "original" / "model.onnx")
+        paths[label] = folder / f"run{number}" / "optimised" / "model.onnx"
+    return _measured(plan(request, host=host), paths, row, place, options.seconds)
+
+
+def _measured(
+    planned: Any, paths: dict[str, Path], row: Row, place: Place, seconds: float
+) -> list[dict[str, Any]]:
+    data, backend, preprocess = planned.data, planned.backend, planned.model.preprocess
     image = planned.model.inputs[0]
     inputs = (dataclasses.replace(image, shape=(1, *image.shape[1:])),)
     models = {
@@ -170,15 +90,16 @@ def row(name: str, folder: Path) -> list[dict[str, Any]]:
     sessions = {key: backend.open(model, planned.device) for key, model in models.items()}
     tallies = measure.answer(sessions, models["original"], data.test, preprocess, planned.task, Silent())
     batch = next(iter(data.test.batches(1, preprocess))).inputs
-    timing = measure.interleave(sessions, batch, threads=1, seconds=20, progress=Silent())
+    timing = measure.interleave(sessions, batch, threads=1, seconds=seconds, progress=Silent())
     lines = []
     for key, path in paths.items():
         tally, speed = tallies[key], timing.record(key)
+        right = sum(tally.right) / len(tally.right) if tally.right else None
         lines.append(
             {
-                "size": path.stat().st_size / original.stat().st_size,
-                "accuracy": sum(tally.right) / len(tally.right),
-                "agreement": sum(tally.agrees) / len(tally.agrees),
+                "size": path.stat().st_size / paths["original"].stat().st_size,
+                "accuracy": right if row.score is None else row.score(sessions[key], planned, place),
+                "agreement": sum(tally.agrees) / len(tally.agrees) if tally.agrees else None,
                 "sqnr": tally.sqnr,
                 "speed": speed["speedup"],
                 "interval": speed["speedup_interval"],
@@ -189,41 +110,89 @@ def row(name: str, folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def table(name: str, lines: list[dict[str, Any]]) -> str:
-    """Return one row of networks as a Markdown table."""
+def table(title: str, metric: str, lines: list[dict[str, Any]]) -> str:
+    """Return one row of networks as a Markdown table; what is retained is against the first line."""
     out = io.StringIO()
-    print(f"\n**{name}**, {lines[0]['n']} photographs\n", file=out)
-    print("| | size % | top-1 % | same answer % | SQNR dB | speed |\n|---|---|---|---|---|---|", file=out)
+    print(f"\n**{title}**, {lines[0]['n']} photographs\n", file=out)
+    head = ("", "size %", metric, "retained %", "same answer %", "SQNR dB", "speed")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", file=out)
+    whole = lines[0]["accuracy"]
     for line in lines:
         low, high = line["interval"]
-        fidelity = (
-            "– | –" if line["name"] == "float" else f"{100 * line['agreement']:.1f} | {line['sqnr']:.1f}"
-        )
-        print(
-            f"| {line['name']} | {100 * line['size']:.1f} | {100 * line['accuracy']:.1f} | {fidelity} "
-            f"| {line['speed']:.2f} ({low:.2f}–{high:.2f}) |",
-            file=out,
-        )
+        kept = line["accuracy"] / whole if whole and line["accuracy"] is not None else None
+        cells = [
+            line["name"],
+            f"{100 * line['size']:.1f}",
+            _percent(line["accuracy"]),
+            _percent(kept),
+            "–" if line["name"] == "float" else _percent(line["agreement"]),
+            "–" if line["name"] == "float" or line["sqnr"] is None else f"{line['sqnr']:.1f}",
+            f"{line['speed']:.2f} ({low:.2f}–{high:.2f})",
+        ]
+        print(f"| {' | '.join(cells)} |", file=out)
     return out.getvalue()
 
 
-def main() -> None:
-    """Print the table."""
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", choices=list(ROWS), help="one row")
+    parser.add_argument("table", nargs="?", choices=["accuracy", "w4a8", "memory"], default="accuracy")
+    parser.add_argument("--only", choices=list(networks.rows()), help="one row of the table of accuracy")
     parser.add_argument("--keep", type=Path, help="an empty folder to leave models and reports in")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--shared", type=Path, default=networks.default_shared(), help="networks and photographs"
+    )
+    parser.add_argument("--limit", type=int, help="photographs of each split at most: to try the script out")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds to time each row for")
+    parser.add_argument(
+        "--extra", nargs=4, action="append", default=[], metavar=("NAME", "ONNX", "PREPROCESS", "DATA"),
+        help="a further row: a classifier with its preprocessing and labelled photographs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", metavar="STEP.OPTION=VALUE", help="as `penjing compress` takes it"
+    )
+    parser.add_argument("--recipe", type=Path, help="a recipe in place of the device's, with quant.mixed say")
+    parser.add_argument("--no-nncf", action="store_true", help="leave nncf out")
+    parser.add_argument(
+        "--environments", type=Path, default=Path.home() / ".cache" / "penjing-benchmarks",
+        help="where peers are installed, each in a virtual environment of its own",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table asked for."""
+    options = _options()
+    place = Place(options.shared, options.limit)
+    compare.TIMING = min(compare.TIMING, options.seconds)
     device = this_machine()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("penjing", "onnxruntime", "onnx"))
     print(f"{device.title} ({', '.join(sorted(device.isa))}), 1 thread; {versions}.")
-    for name in [options.only] if options.only else ROWS:
+    rows = networks.rows()
+    for name, model, preprocess, data in options.extra:
+        rows[name] = networks.extra(Path(model), Path(preprocess), Path(data))
+    try:
+        if options.table == "memory":
+            print("\n".join(memory.table(place)), flush=True)
+            return
         with TemporaryDirectory() as scratch:
-            folder = (options.keep or Path(scratch)) / name.split(",")[0].lower()
-            folder.mkdir(parents=True)
-            try:
-                print(table(name, row(name, folder)), flush=True)
-            except MissingError as missing:
-                print(f"\n**{name}**: skipped, {missing}", flush=True)
+            base = options.keep or Path(scratch)
+            if options.table == "w4a8":
+                print(table("ResNet-20, CIFAR-10, W4A8 simulated", "top-1 %", w4a8(place, base, options)))
+                return
+            for name in [options.only] if options.only else rows:
+                folder = base / name.split(",")[0].lower().replace(" ", "-")
+                folder.mkdir(parents=True)
+                try:
+                    lines = accuracy(name, rows[name], place, folder, options)
+                    print(table(name, rows[name].metric, lines), flush=True)
+                except MissingError as missing:
+                    print(f"\n**{name}**: skipped, {missing}", flush=True)
+    except MissingError as missing:
+        print(f"\nskipped, {missing}", flush=True)
 
 
 if __name__ == "__main__":

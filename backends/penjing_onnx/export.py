@@ -54,16 +54,22 @@ class Export(Technique):
             )
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
-        """Return the newest opset of the device."""
-        return {"max_opset": device.max_opset}
+        """Return the newest opset of the device, and the operators that its runtime reads."""
+        readable = backend.operators(device)
+        return {
+            "max_opset": device.max_opset,
+            "operators": None if readable is None else sorted(readable),
+        }
 
     def apply(self, model: Model, context: Context) -> Model:
         """Write `model.onnx` into the step's folder."""
         opset = self.opset or min(context.device.max_opset, PREFERRED)
         maximum = self.opset or context.device.max_opset
+        readable = context.backend.operators(context.device)
         if model.form == "torch":
-            return finish(model, context, *_from_torch(model, opset, self.batch))
-        return finish(model, context, *_from_file(model, context, self.opset or OLDEST, maximum, self.batch))
+            return finish(model, context, *_from_torch(model, opset, self.batch, readable))
+        opsets = (self.opset or OLDEST, maximum)
+        return finish(model, context, *_from_file(model, context, opsets, self.batch, readable))
 
 
 def finish(
@@ -104,7 +110,7 @@ def finish(
 
 
 def _from_torch(
-    model: Model, opset: int, batch: int
+    model: Model, opset: int, batch: int, readable: frozenset[str] | None
 ) -> tuple[onnx.ModelProto, tuple[Tensor, ...], Agreement]:
     """Export a module by torch's exporter and tidy, lower and verify the result."""
     import onnx_ir as ir
@@ -124,7 +130,7 @@ def _from_torch(
         open_batch=not batch,
     )
     tidy(exported)
-    lower(exported, opset)
+    lower(exported, opset, readable)
     graph = ir.to_proto(exported)
     inputs, outputs = tensors(graph)
     check_lowered(graph)
@@ -150,24 +156,25 @@ def _verify(
 
 
 def _from_file(
-    model: Model, context: Context, minimum: int, maximum: int, batch: int
+    model: Model, context: Context, opsets: tuple[int, int], batch: int, readable: frozenset[str] | None
 ) -> tuple[onnx.ModelProto, tuple[Tensor, ...], Agreement | None]:
-    """Bring an ONNX file into one piece, to an opset from `minimum` to `maximum`, and to the batch wanted."""
+    """Bring an ONNX file into one piece, an opset within `opsets`, operators `readable`, and the batch wanted."""
     import onnx
     import onnx_ir as ir
 
     from penjing_onnx.files import load, opset_of, serialise, tensors
-    from penjing_onnx.lower import check_lowered, lower
+    from penjing_onnx.lower import check_lowered, lower, unreadable
     from penjing_onnx.shapes import set_shapes
     from penjing_onnx.verify import session
 
+    minimum, maximum = opsets
     original = load(model.value)
     graph = onnx.ModelProto.FromString(serialise(original))
     if opset_of(graph) < minimum:
         graph = _raised(graph, minimum)
-    if opset_of(graph) > maximum:
-        lowered = ir.from_proto(graph)
-        lower(lowered, maximum)
+    if opset_of(graph) > maximum or unreadable(graph, readable):
+        lowered = ir.from_proto(onnx.shape_inference.infer_shapes(graph))
+        lower(lowered, min(maximum, opset_of(graph)), readable)
         graph = ir.to_proto(lowered)
         check_lowered(graph)
     size = model.preprocess.size if model.preprocess else None

@@ -9,12 +9,12 @@ result to the older standard.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from penjing.errors import StepError
 
+from penjing_onnx.decompose import DECOMPOSED
 from penjing_onnx.rewrite import constant, initializer, integer, node_like, replace, static_shape, sweep
 
 if TYPE_CHECKING:
@@ -63,10 +63,13 @@ def ir_version_of(opset: int) -> int:
     return 13
 
 
-def lower(model: ir.Model, opset: int) -> None:
-    """Rewrite a graph in place for `opset`, at least 13; StepError where an operator has no older form."""
-    present = model.opset_imports.get("", 1)
-    if present > opset:
+def lower(model: ir.Model, opset: int, readable: frozenset[str] | None = None) -> None:
+    """Rewrite a graph in place for `opset`, at least 13, and for a runtime that reads the operators `readable`.
+
+    None stands for all. Raises StepError where an operator has no form in them.
+    """
+    _decompose(model, opset, readable)
+    if model.opset_imports.get("", 1) > opset:
         for graph in model.graphs():
             for node in list(graph):
                 if node.domain == "":
@@ -76,6 +79,42 @@ def lower(model: ir.Model, opset: int) -> None:
             _refuse_unknown(graph, opset)
         model.opset_imports[""] = opset
     model.ir_version = min(model.ir_version, max(ir_version_of(opset), 8 if model.functions else 0))
+    if readable is not None:
+        _refuse_unreadable(model, readable)
+
+
+def _decompose(model: ir.Model, opset: int, readable: frozenset[str] | None) -> None:
+    """Write operators that `opset` or the runtime lacks in simpler ones of the graph's present opset."""
+    for graph in model.graphs():
+        for node in list(graph):
+            since, write = DECOMPOSED.get(node.op_type, (0, None))
+            lacking = opset < since or (readable is not None and node.op_type not in readable)
+            if write is not None and lacking and node.domain == "":
+                write(node)
+    sweep(model)
+
+
+def _refuse_unreadable(model: ir.Model, readable: frozenset[str]) -> None:
+    nodes = [node for graph in model.graphs() for node in graph if node.domain == ""]
+    left = [f"{n.op_type} ({n.name or n.outputs[0].name})" for n in nodes if n.op_type not in readable]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        raise StepError(
+            f"The device's runtime does not read {', '.join(left[:5])}{more}, and nothing here writes it in others.",
+            hint="Replace that operation in the network, leave it to what comes behind the network, or choose a "
+            "device profile with a newer runtime.",
+        )
+
+
+def unreadable(model: onnx.ModelProto, readable: frozenset[str] | None) -> bool:
+    """Tell whether a graph holds standard operators that are not `readable`; none are where that is None."""
+    from penjing_onnx.files import graphs
+
+    return readable is not None and any(
+        node.domain in ("", "ai.onnx") and node.op_type not in readable
+        for graph in graphs(model.graph)
+        for node in graph.node
+    )
 
 
 def check_lowered(model: onnx.ModelProto) -> None:
@@ -144,12 +183,6 @@ def _reduce(node: ir.Node) -> None:
     replace(node, node_like(node, node.op_type, node.inputs[:1], attributes))
 
 
-def _hard_swish(node: ir.Node) -> None:
-    """Write x · HardSigmoid(x, 1/6, 1/2), the definition of HardSwish (opset 14)."""
-    gate = node_like(node, "HardSigmoid", node.inputs, {"alpha": 1 / 6, "beta": 0.5}, suffix="gate")
-    replace(node, gate, node_like(node, "Mul", [node.inputs[0], gate.outputs[0]]))
-
-
 def _split(node: ir.Node) -> None:
     """Say the sizes of equal parts, which opset 18 counts instead."""
     import numpy as np
@@ -169,75 +202,8 @@ def _split(node: ir.Node) -> None:
     node.attributes.pop("num_outputs", None)
 
 
-def _gelu(node: ir.Node) -> None:
-    """Write x/2 · (1 + erf(x/√2)), or the tanh form, the definitions of Gelu (opset 20)."""
-    import numpy as np
-
-    (data,) = node.inputs
-    assert data is not None, "Gelu has one input"
-    dtype = data.dtype.numpy() if data.dtype is not None else np.float32
-
-    def number(name: str, value: float) -> ir.Value:
-        return initializer(node, name, np.array(value, dtype=dtype))
-
-    half, one = number("half", 0.5), number("one", 1.0)
-    nodes = []
-
-    def then(kind: str, *inputs: ir.Value, suffix: str) -> ir.Value:
-        nodes.append(node_like(node, kind, inputs, suffix=suffix))
-        return nodes[-1].outputs[0]
-
-    if "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh":
-        cube = then("Mul", then("Mul", data, data, suffix="x2"), data, suffix="x3")
-        inner = then("Add", data, then("Mul", cube, number("c", 0.044715), suffix="cx3"), suffix="sum")
-        gate = then(
-            "Tanh", then("Mul", inner, number("k", math.sqrt(2 / math.pi)), suffix="arg"), suffix="tanh"
-        )
-    else:
-        gate = then("Erf", then("Mul", data, number("k", math.sqrt(0.5)), suffix="arg"), suffix="erf")
-    scaled = then("Mul", data, half, suffix="scaled")
-    gate = then("Add", gate, one, suffix="gate")
-    replace(node, *nodes, node_like(node, "Mul", [scaled, gate]))
-
-
-def _layer_norm(node: ir.Node) -> None:
-    """Write (x - mean) / sqrt(variance + epsilon) · scale + bias: LayerNormalization (opset 17)."""
-    import numpy as np
-
-    data, scale, *bias = node.inputs
-    if data is None or scale is None or data.shape is None or len(node.outputs) > 1:
-        raise StepError(
-            f"LayerNormalization ({node.name}) has no form in opsets before 17 as it is used here."
-        )
-    axis, epsilon = (
-        integer(node, "axis", -1),
-        node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5,
-    )
-    axes = {"axes": list(range(axis - len(data.shape) if axis >= 0 else axis, 0)), "keepdims": 1}
-    nodes = []
-
-    def then(kind: str, *inputs: ir.Value, suffix: str, **attributes: object) -> ir.Value:
-        nodes.append(node_like(node, kind, inputs, attributes, suffix=suffix))
-        return nodes[-1].outputs[0]
-
-    centred = then("Sub", data, then("ReduceMean", data, suffix="mean", **axes), suffix="centred")
-    square = then("Mul", centred, centred, suffix="square")
-    variance = then("ReduceMean", square, suffix="variance", **axes)
-    dtype = data.dtype.numpy() if data.dtype is not None else np.float32
-    safe = then("Add", variance, initializer(node, "epsilon", np.array(epsilon, dtype=dtype)), suffix="safe")
-    unit = then("Div", centred, then("Sqrt", safe, suffix="deviation"), suffix="unit")
-    if bias and bias[0] is not None:
-        scaled = then("Mul", unit, scale, suffix="scaled")
-        replace(node, *nodes, node_like(node, "Add", [scaled, bias[0]]))
-    else:
-        replace(node, *nodes, node_like(node, "Mul", [unit, scale]))
-
-
 #: operator: (the opset that brought its newer form, how to write the older one)
 _RULES: dict[str, tuple[int, Callable[[ir.Node], None]]] = {
     **dict.fromkeys(REDUCTIONS, (18, _reduce)),
-    "HardSwish": (14, _hard_swish),
     "Split": (18, _split),
-    "Gelu": (20, _gelu),
-    "LayerNormalization": (17, _layer_norm),
 }

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penjing.errors import StepError
 from penjing.step import Technique
@@ -15,8 +15,9 @@ from penjing_onnx.export import finish
 
 if TYPE_CHECKING:
     import onnx
+    from penjing.device import Device
     from penjing.model import Model
-    from penjing.step import Context
+    from penjing.step import Backend, Context
 
     from penjing_onnx.verify import Agreement
 
@@ -35,21 +36,29 @@ class Simplify(Technique):
     produces = "onnx"
     exact = True
 
+    def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
+        """Return the operators that the device's runtime reads."""
+        readable = backend.operators(device)
+        return {"operators": None if readable is None else sorted(readable)}
+
     def apply(self, model: Model, context: Context) -> Model:
         """Write `model.onnx` into the step's folder."""
         from penjing_onnx.files import load, tensors
 
         before = load(model.value)
-        after, agreement, reason = _simplified(before, model)
+        after, agreement, reason = _simplified(before, model, context.backend.operators(context.device))
         if reason:
             context.warn(f"onnx.simplify kept the graph as it was: {reason}")
         context.details["nodes_before"] = len(before.graph.node)
         return finish(model, context, after, tensors(after)[0], agreement)
 
 
-def _simplified(before: onnx.ModelProto, model: Model) -> tuple[onnx.ModelProto, Agreement | None, str]:
+def _simplified(
+    before: onnx.ModelProto, model: Model, readable: frozenset[str] | None
+) -> tuple[onnx.ModelProto, Agreement | None, str]:
     """Return the simplified graph and how it agrees; or the graph as it was, and why."""
     from penjing_onnx.files import opset_of, tensors
+    from penjing_onnx.lower import unreadable
     from penjing_onnx.verify import agree, session
 
     if before.ByteSize() > LARGEST:
@@ -57,6 +66,8 @@ def _simplified(before: onnx.ModelProto, model: Model) -> tuple[onnx.ModelProto,
     after, reason = _onnxsim(before)
     if after is None:
         return before, None, reason
+    if unreadable(after, readable) and not unreadable(before, readable):
+        after = _written_out(after, readable)
     if [str(t.name) for side in tensors(after) for t in side] != [
         str(t.name) for side in tensors(before) for t in side
     ]:
@@ -72,6 +83,19 @@ def _simplified(before: onnx.ModelProto, model: Model) -> tuple[onnx.ModelProto,
     if not agreement.enough:
         return before, None, f"onnxsim changed {agreement.worst} (agreement {agreement.sqnr_db:.1f} dB)."
     return after, agreement, ""
+
+
+def _written_out(graph: onnx.ModelProto, readable: frozenset[str] | None) -> onnx.ModelProto:
+    """Return a graph without what onnxsim puts together again, such as LayerNormalization."""
+    import onnx
+    import onnx_ir as ir
+
+    from penjing_onnx.files import opset_of
+    from penjing_onnx.lower import lower
+
+    net = ir.from_proto(onnx.shape_inference.infer_shapes(graph))
+    lower(net, opset_of(graph), readable)
+    return ir.to_proto(net)
 
 
 def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:

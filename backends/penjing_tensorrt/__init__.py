@@ -7,12 +7,32 @@ from typing import TYPE_CHECKING
 from penjing.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from penjing.step import Backend
+    import click
+    from penjing.step import Backend, Technique
 
 
 @hookimpl
 def penjing_backends() -> list[type[Backend]]:
-    """Bring `tensorrt`."""
+    """Bring `tensorrt` and `dla`."""
     from penjing_tensorrt.backend import TensorRT
+    from penjing_tensorrt.dla.backend import Dla
 
-    return [TensorRT]
+    return [TensorRT, Dla]
+
+
+@hookimpl
+def penjing_techniques() -> list[type[Technique]]:
+    """Bring `dla.adapt`."""
+    from penjing_tensorrt.dla.adapt import Adapt
+
+    return [Adapt]
+
+
+@hookimpl
+def penjing_commands(cli: click.Group) -> None:
+    """Bring `penjing tune` and `penjing dla`."""
+    from penjing_tensorrt.dla import command
+    from penjing_tensorrt.tune_command import tune
+
+    cli.add_command(tune)
+    command.add(cli)

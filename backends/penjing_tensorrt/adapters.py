@@ -82,7 +82,7 @@ class WeaklyTyped(Adapter):
         if precision not in ("auto", "fp32"):
             wanted.add(precision)
         # what stays float beside integers is faster in half precision: NVIDIA/TensorRT issue 4021
-        if wanted & {"int8", "fp8", "int4"} and "fp16" in device.precisions:
+        if precision != "fp32" and wanted & {"int8", "fp8", "int4"} and "fp16" in device.precisions:
             wanted.add("fp16")
         return tuple(name for name in PRECISION_FLAGS if name in wanted)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penjing.doctor import why_not_served
 from penjing.errors import PlanError, StepError
 from penjing.options import option
 from penjing.step import Backend, Deployment
@@ -48,7 +49,9 @@ class TensorRT(Backend):
     typing: Literal["auto", "weak", "strong"] = option(
         "auto", "Whether flags or the graph's own types tell the precision; auto is weak up to TensorRT 10."
     )
-    batch: int = option(1, "Images in a batch that an engine of open batch is tuned for.", between=(1, 65536))
+    batch: int = option(
+        0, "Images in a batch that an engine is tuned for; 0 for the graph's own, or 1.", between=(0, 65536)
+    )
     max_batch: int = option(
         0, "Most images that an engine of open batch takes; 0 for batch.", between=(0, 65536)
     )
@@ -79,6 +82,10 @@ class TensorRT(Backend):
         if "tensorrt" not in device.runtime:
             raise PlanError(f"{device.title} runs no TensorRT.", hint=f"Its backend is {device.backend}.")
         aim = target(device)
+        if device.sm and all(reasons := [why_not_served(release, device.sm) for release in aim.meant]):
+            raise PlanError(
+                f"{reasons[-1]}, which {device.title} has.", hint="Choose another stack, or mend the profile."
+            )
         self.adapter(aim).check(device, aim, self.precision)
         self._check_flags(device, aim)
         self._check_gpu(device)
@@ -210,7 +217,7 @@ class TensorRT(Backend):
         `shape` is that of the input called `name` where the graph leaves a side open, () where it does not.
         """
         way = self.adapter(target(device))
-        most = (max(self.batch, self.max_batch), *shape[1:])
+        most = (max((self.max_batch, *shape[:1])), *shape[1:])
         return Build(
             typing=way.typing,
             formats=way.formats(device, self.precision, formats),
@@ -233,7 +240,10 @@ class TensorRT(Backend):
         graph = read(Path(model.value))
         self._check_graph(graph)
         shape = shape_of(model, graph, self.batch)
-        return self.build(device, graph.formats, shape if None in graph.shape else (), graph.input)
+        build = self.build(device, graph.formats, shape if None in graph.shape else (), graph.input)
+        if graph.shape[0] is not None and build.shapes:  # sides were open, and the batch is not
+            return dataclasses.replace(build, shapes={graph.input: (shape, shape, shape)})
+        return build
 
     def _check_graph(self, graph: Graph) -> None:
         if self.precision == "int8" and "int8" not in graph.formats:

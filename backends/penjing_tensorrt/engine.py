@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from penjing.bundle.engine import TYPES, calibrator
 from penjing.errors import StepError
 
 from penjing_tensorrt import failures
@@ -39,51 +41,31 @@ def load() -> Any:
     return tensorrt
 
 
-def logger(trt: Any) -> Any:
-    """Return a logger that keeps errors and warnings instead of printing them."""
-
-    class Kept(trt.ILogger):  # type: ignore[misc]  # a class of a module loaded at run time
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-
-    return Kept()
-
-
 def build_engine(trt: Any, onnx: Path, build: Build, heard: Any, cache: Path | None = None) -> bytes:
     """Return the serialised engine of an ONNX file; what kernels took to time is kept in the file `cache`.
 
-    `heard` is the logger. Raises StepError with TensorRT's first error.
+    `heard` is the logger, which keeps errors in `heard.said`. Raises StepError with TensorRT's first error.
     """
     builder = trt.Builder(heard)
     network = builder.create_network(adapter(build.typing).network_flags(trt))
     parser = trt.OnnxParser(network, heard)
     if not parser.parse_from_file(str(onnx)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise _failed("does not read the graph", [str(error) for error in errors] + heard.errors)
-    config = _configure(trt, builder, network, build, cache)
+        errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise _failed("does not read the graph", errors + heard.said)
+    config = _configure(trt, builder, network, build, onnx, cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _failed("cannot build the engine", heard.errors)
+        raise _failed("cannot build the engine", heard.said)
     if cache is not None and (timings := config.get_timing_cache()) is not None:
         cache.write_bytes(bytes(timings.serialize()))
     return bytes(plan)
 
 
-def _configure(trt: Any, builder: Any, network: Any, build: Build, cache: Path | None) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, build: Build, onnx: Path, cache: Path | None) -> Any:
     config = builder.create_builder_config()
     adapter(build.typing).configure(trt, config, build)
     if build.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace * 2**20)
-    for pool, size in build.pools.items():
-        config.set_memory_pool_limit(getattr(trt.MemoryPoolType, _POOLS[pool]), size * 2**20)
     if build.level is not None:
         config.builder_optimization_level = build.level
     if not build.tf32:
@@ -93,10 +75,15 @@ def _configure(trt: Any, builder: Any, network: Any, build: Build, cache: Path |
     if build.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if build.hardware != "none":
-        config.hardware_compatibility_level = getattr(
-            trt.HardwareCompatibilityLevel, _HARDWARE[build.hardware]
+        level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[build.hardware])
+        config.hardware_compatibility_level = level
+    if build.calibration:
+        ranges: Any = SimpleNamespace(
+            cache=onnx.with_name(build.calibration).read_bytes(), version=trt.__version__
         )
+        config.int8_calibrator = calibrator(trt, ranges)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _choose_accelerator(trt, config, build)
     if build.shapes:
         profile = builder.create_optimization_profile()
         for name, (least, usual, most) in build.shapes.items():
@@ -105,8 +92,19 @@ def _configure(trt: Any, builder: Any, network: Any, build: Build, cache: Path |
     if cache is not None:
         known = cache.read_bytes() if cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(known), False)
-    _hold(trt, network, build)
+    if build.layers:
+        _hold(trt, network, build)
     return config
+
+
+def _choose_accelerator(trt: Any, config: Any, build: Build) -> None:
+    """Choose the DLA core, its memory and whether the GPU takes what it cannot run."""
+    for pool, size in build.pools.items():
+        config.set_memory_pool_limit(getattr(trt.MemoryPoolType, _POOLS[pool]), size * 2**20)
+    if build.dla_core is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, build.dla_core
+        if build.gpu_fallback:
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
 def _hold(trt: Any, network: Any, build: Build) -> None:
@@ -156,10 +154,10 @@ class Engine:
         self._runtime = trt.Runtime(heard)  # which an engine needs for as long as it lives
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise _failed("does not load the engine", heard.errors)
+            raise _failed("does not load the engine", heard.said)
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise _failed("has no memory to run the engine", heard.errors)
+            raise _failed("has no memory to run the engine", heard.said)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         (self._input,) = inputs
@@ -178,27 +176,30 @@ class Engine:
     def _run(self, batch: Array) -> list[Array]:
         import numpy as np
 
-        kind = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(self._input)))
+        kind = self._type(self._input)
         batch = np.ascontiguousarray(batch, dtype=kind)
         if not self._context.set_input_shape(self._input, batch.shape):
-            raise _failed(f"does not take a batch of shape {list(batch.shape)}", self._heard.errors[-1:])
+            raise _failed(f"does not take a batch of shape {list(batch.shape)}", self._heard.said[-1:])
         self._bind(self._input, batch.nbytes)
         self._cuda.upload(self._room[self._input][0], batch)
         results = [
-            np.empty(
-                tuple(self._context.get_tensor_shape(name)),
-                np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))),
-            )
-            for name in self._outputs
+            np.empty(tuple(self._context.get_tensor_shape(name)), self._type(name)) for name in self._outputs
         ]
         for name, result in zip(self._outputs, results, strict=True):
             self._bind(name, result.nbytes)
         if not self._context.execute_async_v3(self._stream):
-            raise _failed("cannot run the engine", self._heard.errors[-1:])
+            raise _failed("cannot run the engine", self._heard.said[-1:])
         self._cuda.wait(self._stream)
         for name, result in zip(self._outputs, results, strict=True):
             self._cuda.download(result, self._room[name][0])
         return results
+
+    def _type(self, name: str) -> str:
+        """Return a tensor's type by numpy's name; StepError for one that numpy does not have."""
+        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        if kind not in TYPES:
+            raise StepError(f"The engine's {name} is {kind}, which numpy does not have.")
+        return TYPES[kind]
 
     def _bind(self, name: str, size: int) -> None:
         """Give a tensor room on the GPU, once for its largest batch."""

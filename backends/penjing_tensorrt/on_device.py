@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.bundle.engine import Cuda
+from penjing.bundle.engine import Cuda, listener
 from penjing.engine_file import read_header
 from penjing.errors import InputError
 from penjing.exhibit import Bars, Table
@@ -43,7 +43,7 @@ def make(model: Model, build: Build, found: Installed, context: Context) -> Mode
     start = time.monotonic()
     if found.module:
         trt = engines.load()
-        heard = engines.logger(trt)
+        heard = listener(trt)
         cache = context.folder / TIMING if build.timing_cache else None
         plan = engines.build_engine(trt, context.folder / ONNX, build, heard, cache)
         write_bytes(context.folder / ENGINE, plan)
@@ -81,7 +81,7 @@ def _by_trtexec(build: Build, found: Installed, context: Context) -> None:
 def opened(model: Model, build: Build) -> Session:
     """Load the engine that lies beside a model's graph; build it anew where none does, or where it is another's."""
     trt = engines.load()
-    heard = engines.logger(trt)
+    heard = listener(trt)
     plan = _beside(Path(model.value), str(trt.__version__))
     if plan is None:
         with tempfile.TemporaryDirectory() as folder:

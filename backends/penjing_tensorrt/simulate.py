@@ -1,7 +1,7 @@
 """A graph for TensorRT, run on a CPU: ONNX Runtime computes Q/DQ in floats, so that its answers are the engine's.
 
 What differs is what TensorRT leaves to each GPU: sums in another order, and half precision where an engine
-takes it. A graph's own float16 nodes are computed as float16.
+takes it. A graph's own float16 tensors are rounded as float16 rounds them (`rounding`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Session:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model.value), options, providers=["CPUExecutionProvider"]
+                _graph(model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise StepError(
@@ -54,6 +54,17 @@ class Session:
                 hint="Compare --preprocess with the model's input, " + str(self._model.inputs[0]) + ".",
             ) from error
         return outputs
+
+
+def _graph(model: Model) -> str | bytes:
+    """Return the path of a graph, or where float16 is in it the bytes of one that rounds to it."""
+    import onnx
+
+    from penjing_tensorrt.rounding import rounded
+
+    loaded = onnx.load(model.value, load_external_data=False)
+    simulated = rounded(loaded)
+    return str(model.value) if simulated is loaded else simulated.SerializeToString()
 
 
 def _first_line(error: Exception) -> str:

@@ -86,6 +86,11 @@ class Target:
         return any(Version(release) < STRONG_ONLY for release in self.listed)
 
     @property
+    def meant(self) -> tuple[str, ...]:
+        """Return the versions themselves: the one that is named, else those of a range that are listed."""
+        return (self.name,) if self.name[:1].isdigit() else self.listed
+
+    @property
     def newest(self) -> str:
         """Return the newest listed release."""
         return self.listed[-1]

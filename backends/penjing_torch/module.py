@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from penjing.preprocess import Preprocess
     from torch import nn
 
+#: packages whose modules and tensors are quantised, or observe for it
+QUANTISERS = (
+    "torch.ao.", "torchao.", "pytorch_quantization.", "modelopt.torch.quantization.", "brevitas.", "bitsandbytes.",
+    "optimum.quanto.", "quanto.", "nncf.", "aimet_torch.", "mqbench.", "auto_gptq.",
+)  # fmt: skip
 TEMPLATE = """Say how an image becomes its input, in a file for --preprocess FILE.toml:
 resize = 256                   # the short side in pixels, or [height, width]
 crop = 224                     # centre crop: what the network takes
@@ -142,14 +148,31 @@ def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> tuple[torch.
 
 
 def _refuse_quantised(module: nn.Module, source: str) -> None:
+    """Refuse what a quantiser made or prepared: modules, operators of a traced graph, or tensors of integers."""
+    found = next(_quantised(module), "")
+    if found:
+        raise InputError(
+            f"{source} is quantised already, or prepared for it: {found}.",
+            hint="Pass the float network as it was before it was quantised; Penjing quantises it for the device.",
+        )
+
+
+def _quantised(module: nn.Module) -> Iterator[str]:
+    """Yield what in `module` a quantiser left behind, in words."""
+    import torch
+
     for name, part in module.named_modules():
         kind = type(part)
-        if not kind.__module__.startswith(("torch.ao.", "torchao.")):
-            continue
-        raise InputError(
-            f"{source} is quantised already, or prepared for it: {name or 'it'} is a {kind.__name__}.",
-            hint="Pass the float network as it was before torch.ao touched it.",
-        )
+        if kind.__module__.startswith(QUANTISERS):
+            yield f"{name or 'it'} is a {kind.__name__}"
+        if isinstance(part, torch.fx.GraphModule):
+            targets = (str(node.target) for node in part.graph.nodes if node.op == "call_function")
+            yield from (f"its graph calls {target}" for target in targets if "quant" in target)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_quantized or type(tensor).__module__.startswith(QUANTISERS):
+            yield f"{name} is a quantised tensor"
+        elif tensor.dtype in (torch.int8, torch.uint8) and tensor.ndim > 1 and "weight" in name:
+            yield f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _refuse_nan(module: nn.Module, source: str) -> None:

@@ -12,6 +12,7 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.measurements import content, times
 from penjing.options import build
+from penjing.preprocess import Preprocess
 from penjing.step import Backend
 from penjing.verdict import judge
 
@@ -36,7 +37,7 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
     host = host or Host()
     asked = described(folder)
     device = host.device(asked["device"])
-    backend = _backend(host, asked)
+    backend = backend_of(host, asked)
     if why := backend.available(device):
         raise PlanError(
             f"Latency on {device.title} cannot be measured here: {why}.", hint="Measure on the device."
@@ -44,7 +45,9 @@ def measure_again(folder: Path, seconds: float, progress: Progress, host: Host |
     with locked(folder):
         report = reports.read(report_of(folder))
         models: dict[str, Model] = {
-            column["name"]: _reported(host, folder, column) for column in report["columns"] if column["file"]
+            column["name"]: reported_model(host, folder, column)
+            for column in report["columns"]
+            if column["file"]
         }
         sessions: dict[str, Session] = {name: backend.open(model, device) for name, model in models.items()}
         latencies = times(
@@ -68,7 +71,7 @@ def predict(
 
     host = host or Host()
     asked = described(folder)
-    device, backend = host.device(asked["device"]), _backend(host, asked)
+    device, backend = host.device(asked["device"]), backend_of(host, asked)
     model = _model(host, folder, column)
     if model.preprocess is None:
         raise InputError(
@@ -122,7 +125,7 @@ def report_of(folder: Path) -> Path:
     return path
 
 
-def _reported(host: Host, folder: Path, column: ReportColumn) -> Model:
+def reported_model(host: Host, folder: Path, column: ReportColumn) -> Model:
     """Return the model of a column, if it still is the one that the report tells of."""
     model = _model(host, folder, column["name"])
     if content(model) != column["sha256"]:
@@ -139,10 +142,11 @@ def _model(host: Host, folder: Path, column: str) -> Model:
         raise InputError(
             f"{folder} has no {column} model.", hint="Run the same `penjing compress` again to finish it."
         )
-    return host.open(str(path))
+    table = described(folder)["preprocess"]  # a model from an ONNX file does not carry it
+    return host.open(str(path), preprocess=Preprocess.from_dict(table) if table else None)
 
 
-def _backend(host: Host, asked: dict[str, Any]) -> Backend:
+def backend_of(host: Host, asked: dict[str, Any]) -> Backend:
     kind = host.step(asked["backend"]["name"])
     backend = build(kind, asked["backend"]["name"], asked["backend"]["options"])
     if not isinstance(backend, Backend):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any
 
 from penjing.data import open_data
@@ -14,7 +16,7 @@ from penjing.goal import Goal
 from penjing.host import Host
 from penjing.plan import Plan, choose_task, make_plan, missing_backend
 from penjing.preprocess import Preprocess
-from penjing.recipe import from_toml, override, with_device
+from penjing.recipe import ending_with, from_toml, override, with_device
 from penjing.step import Progress, Silent
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 
 #: what those who use a finished run again read in its run.json
-_KEPT = {"device": str, "backend": dict, "task": str, "seed": int, "classes": list}
+_KEPT = {
+    "device": str, "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,8 @@ def plan(request: Request, *, host: Host | None = None, progress: Progress | Non
         ) from error
     progress.end()
     own = host.recipe(device, model, request.goal)
-    recipe = override(with_device(asked, own) if asked else own, request.settings)
+    whole = with_device(asked, own) if asked else own
+    recipe = override(ending_with(whole, request.settings, host.backends), request.settings)
     data = None
     if request.data is not None:
         classes = model.outputs[0].shape[1] if choose_task(host, model).name == "classification" else None
@@ -210,7 +215,7 @@ def described(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_types(table: dict[str, Any], kinds: dict[str, type], path: Path) -> None:
+def _check_types(table: dict[str, Any], kinds: Mapping[str, type | UnionType], path: Path) -> None:
     for name, kind in kinds.items():
         if not isinstance(table.get(name), kind):
             raise InputError(f"{path} is damaged: its {name!r} cannot be read.", hint="Compress again.")

@@ -289,16 +289,26 @@ def plugins(step: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--device", metavar="NAME", help="Also compare with what this device runs.")
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="FILE",
+    help="Look at this engine file alone: who made it, and whether it loads here and on the device.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def doctor(device: str | None, as_json: bool) -> None:
-    """Tell what is installed here, what will not work together, and what to do about it."""
+def doctor(device: str | None, engine: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Tell what is installed here, what will not work together, and what to do about it.
+
+    An engine file is read, never executed: its header says whether TensorRT or TensorRT-RTX made it, and which version.
+    """
     import dataclasses
 
-    from penjing.doctor import examine
+    from penjing.doctor import examine, examine_engine
     from penjing.host import Host
 
     host = Host()
-    findings = examine(host.device(device) if device else None, host.broken)
+    target = host.device(device) if device else None
+    findings = examine_engine(engine, target) if engine else examine(target, host.broken)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
@@ -334,16 +344,72 @@ def report(run: Path, as_json: bool, quiet: bool) -> None:
     _show(found, run, as_json, quiet)
 
 
+def _reaches(command: F) -> F:
+    """Give a command the arguments that name a board."""
+    options = [
+        click.option("--host", metavar="USER@BOARD", help="The board, as ssh knows it."),
+        click.option("--path", default="", metavar="DIR",
+                     help="Folder for the bundle there; default penjing-bundles/RUN in the home."),
+        click.option("--ssh", default="ssh", show_default=True, metavar="COMMAND",
+                     help='The ssh to use, with options: "ssh -p 2222".'),
+        click.option("--python", default="", metavar="PATH",
+                     help="Python on the board; default ~/penjing/bin/python, else python3."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("run", type=_PATH)
+@_reaches
+@click.option("--clean", is_flag=True, help="Remove what is there instead.")
+@_speaks
+def deploy(run: Path, clean: bool, as_json: bool, quiet: bool, **where: str) -> None:
+    """Bring the bundle of the folder RUN to a board over your own ssh, and check it there.
+
+    What arrived is not sent twice, and nothing is taken for a bundle until all of it has arrived.
+    """
+    from penjing import remote
+
+    if not where["host"]:
+        raise click.UsageError("Name the board with --host.")
+    with _progress(quiet) as progress:
+        found = (remote.clean if clean else remote.deploy)(run, remote.Place(**where), progress)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    elif not quiet:
+        click.echo(f"{found['host']}:{found['path']} {'is clean' if clean else 'answers as recorded'}.")
+
+
 @cli.command()
 @click.argument("run", type=_PATH)
 @click.option("--seconds", type=_Finite(1, 3600), default=20, show_default=True, help="Time to spend.")
+@_reaches
+@click.option(
+    "--photos",
+    type=click.IntRange(0, 10_000),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="With --host: test photographs to copy there at most, and score.",
+)
 @_speaks
-def measure(run: Path, seconds: float, as_json: bool, quiet: bool) -> None:
-    """Time the models of the folder RUN anew, interleaved, and renew the report."""
-    from penjing.again import measure_again
+def measure(run: Path, seconds: float, photos: int, as_json: bool, quiet: bool, **where: str) -> None:  # fmt: skip
+    """Time the models of the folder RUN anew, interleaved, and renew the report.
 
+    With --host the optimised model's bundle is brought to that board, checked, timed and scored there.
+    """
     with _progress(quiet) as progress:
-        found = measure_again(run, seconds, progress)
+        if where["host"]:
+            from penjing import remote
+
+            place = remote.Place(**where)
+            found = remote.measure(run, place, progress, seconds=math.ceil(seconds), photos=photos)
+        else:
+            from penjing.again import measure_again
+
+            found = measure_again(run, seconds, progress)
     _show(found, run, as_json, quiet)
 
 

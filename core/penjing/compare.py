@@ -11,6 +11,7 @@ from penjing import __version__, measure
 from penjing.environment import environment
 from penjing.files import sha256_of
 from penjing.measurements import remembered, times
+from penjing.remote.record import apply, recall
 from penjing.verdict import judge
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
         "goals": judge(plan.goal, records[-1]),
         "warnings": _warnings(plan),
         "environment": environment(backend.threads, run.seed),
+        "on_board": None,
     }
-    return cast("Report", report)
+    whole = cast("Report", report)
+    if (measured := recall(run.folder, records[-1]["sha256"])) is not None:
+        apply(whole, measured)
+    return whole
 
 
 def _unique(made: Mapping[str, Column]) -> dict[str, str]:
@@ -91,6 +96,7 @@ def _answers(
         "photographs": data.test.fingerprint,
         "preprocess": preprocess.to_dict(),
         "task": run.plan.task.name,
+        "runtime": run.plan.backend.resources(run.plan.device, run.plan.backend),
         "here": run.plan.device.here,
     }
 
@@ -175,6 +181,7 @@ def _scores(run: Run, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]
         "photographs": data.select.fingerprint,
         "preprocess": preprocess.to_dict(),
         "task": plan.task.name,
+        "runtime": backend.resources(plan.device, backend),
         "here": plan.device.here,
     }
 

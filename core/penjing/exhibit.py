@@ -42,12 +42,28 @@ class Table:
     kind: Literal["table"] = "table"
 
 
-Exhibit = Bars | Lines | Table
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """Parts of a whole in order, each in a lane and as wide as its share: which device runs which layers, say.
+
+    `segments` are (name, lane, width), of any unit; `lanes` names the lanes from the top.
+    """
+
+    title: str
+    lanes: Sequence[str]
+    segments: Sequence[tuple[str, str, float]]
+    kind: Literal["lanes"] = "lanes"
+
+
+Exhibit = Bars | Lines | Table | Lanes
 
 
 def to_dict(exhibit: Exhibit) -> dict[str, Any]:
     """Return an exhibit as the JSON of report.json, where each has the fields of all kinds."""
     empty: dict[str, Any] = {
         "unit": "", "values": {}, "marked": [], "x": "", "y": "", "series": {}, "head": [], "rows": [],
+        "lanes": [], "segments": [],
     }  # fmt: skip
-    return empty | dataclasses.asdict(exhibit)
+    record = empty | dataclasses.asdict(exhibit)
+    record["segments"] = [{"name": n, "lane": lane, "width": width} for n, lane, width in record["segments"]]
+    return record

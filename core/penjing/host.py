@@ -129,6 +129,11 @@ class Host:
                 raise PluginError(f"{name!r} is not a dataclass derived from Technique or Backend: {kind!r}.")
         return kinds | backends
 
+    @property
+    def backends(self) -> frozenset[str]:
+        """Return the names of the backends."""
+        return frozenset(name for name, kind in self.steps.items() if issubclass(kind, Backend))
+
     def origin(self, step: str) -> str:
         """Return the distribution, with its version, whose plugin brings the step; "" for one registered by hand."""
         kind = self.step(step)

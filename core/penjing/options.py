@@ -55,8 +55,9 @@ class Option:
 
 
 def options_of(cls: type) -> dict[str, Option]:
-    """Return the options that the dataclass `cls` declares, in the order of their declaration."""
+    """Return the options of the dataclass `cls`: its own in the order of their declaration, then inherited ones."""
     hints = typing.get_type_hints(cls)
+    inherited = {field.name for base in cls.__mro__[1:] for field in _fields(base)}
     return {
         field.name: Option(
             field.name,
@@ -65,9 +66,13 @@ def options_of(cls: type) -> dict[str, Option]:
             field.metadata["help"],
             field.metadata["between"],
         )
-        for field in dataclasses.fields(cls)
+        for field in sorted(_fields(cls), key=lambda field: field.name in inherited)
         if "help" in field.metadata
     }
+
+
+def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 def build(cls: type[T], name: str, values: Mapping[str, Any]) -> T:

@@ -54,12 +54,13 @@ def render(plan: Plan) -> RenderableType:
     if (splits := _splits(plan)) is not None:
         lines.append(Text("photographs: " + ", ".join(f"{n} to {name}" for name, n in splits.items()), "dim"))
     for number, line in enumerate(plan.lines, 1):
-        options = "  ".join(f"{key}={str(value).lower()}" for key, value in _options(line).items())
+        options = "  ".join(f"{key}={str(value).lower()}" for key, value in _changed(line).items())
         mark = Text(f"{number}. ", "dim") if not line.left_out else Text("–  ", "yellow")
         lines.append(Text.assemble("\n", mark, (line.use.name, "bold")))
         if options:
             lines.append(Padding(Text(options, "dim"), (0, 0, 0, 3)))
         lines.append(Padding(Text(f"left out: {line.left_out}" if line.left_out else line.why), (0, 0, 0, 3)))
+    lines.append(Text("\nOptions not shown have their defaults: `penjing plugins STEP` lists them.", "dim"))
     lines.extend(Text.assemble("\n", ("! ", "yellow"), warning) for warning in as_json(plan)["warnings"])
     if plan.refusal:
         lines.append(Text.assemble("\n", ("cannot be carried out yet: ", "red"), plan.refusal))
@@ -68,6 +69,14 @@ def render(plan: Plan) -> RenderableType:
 
 def _options(line: Any) -> dict[str, Any]:
     return dataclasses.asdict(line.step) if line.step is not None else dict(line.use.options)
+
+
+def _changed(line: Any) -> dict[str, Any]:
+    """Return the options of a line that have another value than their default."""
+    if line.step is None:
+        return _options(line)
+    plain = dataclasses.asdict(type(line.step)())
+    return {key: value for key, value in _options(line).items() if value != plain[key]}
 
 
 def _splits(plan: Plan) -> dict[str, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,21 @@ def with_device(recipe: Recipe, own: Recipe) -> Recipe:
             )
         uses += own.uses if use.name == DEVICE else [use]
     return Recipe(tuple(uses), recipe.origin)
+
+
+def ending_with(recipe: Recipe, settings: Iterable[str], backends: Collection[str]) -> Recipe:
+    """Return `recipe` with another backend as its last step where a setting is of one that it does not have.
+
+    `backends` are the names of those installed. Raises PlanError for settings of two of them.
+    """
+    had = {use.name for use in recipe.uses}
+    named = {setting.partition("=")[0].strip().rpartition(".")[0] for setting in settings}
+    wanted = sorted((named & set(backends)) - had)
+    if len(wanted) > 1:
+        raise PlanError(f"A plan ends with one backend, and settings are of {' and '.join(wanted)}.")
+    if not wanted or recipe.uses[-1].name not in backends:
+        return recipe
+    return Recipe((*recipe.uses[:-1], Use(wanted[0])), recipe.origin)
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

@@ -260,6 +260,8 @@ class Deployment:
     build: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     #: further files that the build reads, by the name they get in the bundle; `build` speaks of them by it
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    #: the file that goes into the bundle as its model, where it is not the one that was measured
+    model: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

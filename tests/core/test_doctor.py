@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penjing.device import Device, builtin_profiles, find_device
+from penjing.device import Device, builtin_profiles, find_device, read_profile
 from penjing.doctor import (
     Evidence,
     Finding,
-    _output,
     examine,
     observe,
     parse_cuda,
@@ -18,6 +17,10 @@ from penjing.doctor import (
     parse_tegra_release,
     parse_trtexec,
 )
+from penjing.doctor import (
+    output as _output,
+)
+from penjing.doctor.nvidia import why_not_served
 
 NV_TEGRA_RELEASE = """# R36 (release), REVISION: 4.4, GCID: 41062509, BOARD: generic, EABI: aarch64
 # KERNEL_VARIANT: oot
@@ -70,6 +73,7 @@ HEALTHY = Evidence(
 )
 ORIN = dataclasses.replace(
     HEALTHY,
+    python="3.10.12",
     arch="aarch64",
     trtexec="/usr/src/tensorrt/bin/trtexec",
     trtexec_output=TRTEXEC_10,
@@ -317,3 +321,77 @@ print([name for name in ("torch", "onnx", "onnxruntime", "numpy", "PIL") if name
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_the_jetpack_of_a_board_is_told_with_what_it_brings() -> None:
+    assert (
+        "JetPack 6.1 to 6.2.2, which brings TensorRT 10.3, CUDA 12.6, Python 3.10" in find("l4t", ORIN).what
+    )
+    xavier = dataclasses.replace(
+        ORIN, tegra_release="# R35 (release), REVISION: 4.1, GCID: 1\n", python="3.8.10"
+    )
+    assert "JetPack 5.1 to 5.1.6" in find("l4t", xavier).what
+    unknown = dataclasses.replace(ORIN, tegra_release="# R99 (release), REVISION: 1.0, GCID: 1\n")
+    assert "not known" in find("l4t", unknown).what
+
+
+def test_another_tensorrt_or_python_than_jetpacks_is_told() -> None:
+    newer = dataclasses.replace(ORIN, trtexec_output=TRTEXEC_10.replace("100300", "100700"), python="3.12.3")
+
+    assert faults(newer) == {"tensorrt of jetpack": "warning", "tensorrt's python": "warning"}
+    assert "--system-site-packages" in find("tensorrt's python", newer).cure
+
+
+def test_a_gpu_that_its_tensorrt_does_not_serve_is_a_problem() -> None:
+    smi = "Tesla V100-SXM2-16GB, 580.65.06, 16384 MiB\n"
+    versions = {**VERSIONS, "tensorrt": "10.13.3.9"}
+    volta = dataclasses.replace(HEALTHY, nvidia_smi=smi, compute_capability="7.0\n", versions=versions)
+
+    assert faults(volta) == {"tensorrt's gpu": "problem"}
+    assert "serves compute capability 7.5 and later, not 7.0" in find("tensorrt's gpu", volta).what
+    assert "compute capability 7.0" in find("gpu", volta).what
+    assert faults(dataclasses.replace(volta, versions={**VERSIONS, "tensorrt": "10.3.0"})) == {}
+
+
+def test_every_profile_has_a_tensorrt_that_serves_its_gpu() -> None:
+    for path in builtin_profiles():
+        for stack in (None, *find_device(path.stem, [path]).stacks):
+            target = read_profile(path, stack)
+            for bound in target.runtime.get("tensorrt", "").split(","):
+                if target.sm and bound.startswith(("==", ">=")):
+                    assert why_not_served(bound.strip("=<>.*"), target.sm) == ""
+
+
+def test_a_driver_too_old_for_cuda_is_a_problem() -> None:
+    old = dataclasses.replace(HEALTHY, nvidia_smi=NVIDIA_SMI, cuda_json=CUDA.replace("12.6.68", "13.0.48"))
+
+    assert set(faults(old)) == {"driver"}
+    assert "older than 580" in find_all("driver", old)[0].what
+    assert faults(dataclasses.replace(old, cuda_json=CUDA)) == {}
+
+
+def find_all(subject: str, evidence: Evidence) -> list[Finding]:
+    return [finding for finding in examine(None, {}, evidence) if finding.subject == subject]
+
+
+def test_two_tensorrts_are_told_apart() -> None:
+    both = dataclasses.replace(ORIN, versions={**VERSIONS, "tensorrt": "10.7.0"})
+
+    assert faults(both) == {"tensorrt and trtexec": "warning"}
+
+
+def test_a_torch_that_leaves_the_gpu_idle_is_told() -> None:
+    versions = {**VERSIONS, "torch": "2.9.0+cpu"}
+
+    assert faults(dataclasses.replace(HEALTHY, versions=versions)) == {}
+    idle = dataclasses.replace(HEALTHY, versions=versions, nvidia_smi=NVIDIA_SMI)
+    assert faults(idle) == {"torch's gpu": "warning"}
+
+
+def test_an_accelerator_that_the_stack_cannot_use_is_told_with_those_that_can() -> None:
+    finding = find("dla", HEALTHY, device("jetson-agx-orin@jetpack-7.2"))
+
+    assert finding.status == "absent"
+    assert "jetson-agx-orin@jetpack-6.2" in finding.cure
+    dropped = dataclasses.replace(ORIN, trtexec_output=TRTEXEC_10.replace("100300", "100900"))
+    assert find("dla", dropped, device("jetson-agx-orin", here=True)).status == "problem"

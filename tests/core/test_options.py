@@ -137,3 +137,14 @@ def test_none_is_a_word_where_none_is_allowed() -> None:
 
 def test_kinds_are_told_in_words() -> None:
     assert {name: found.kind for name, found in options_of(Every).items()}["most"] == "a number or none"
+
+
+@dataclass(frozen=True)
+class Special(Every):
+    """Add an option to those inherited."""
+
+    own: int = option(1, "An option of its own.")
+
+
+def test_a_steps_own_options_come_before_those_it_inherits() -> None:
+    assert list(options_of(Special)) == ["own", *options_of(Every)]

@@ -145,7 +145,7 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
     from rich.console import Console
 
     planned = made(
-        '"toy.magic"\noptional = true', '"toy.tidy"', '"toy.round"', '"toy.run"', goal=Goal(max_drop=1)
+        '"toy.magic"\noptional = true', '"toy.tidy"', '"toy.round"\ndigits = 2', '"toy.run"', goal=Goal(max_drop=1)
     )
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(plan_view.render(planned))
@@ -155,7 +155,7 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
         "toy.magic",
         "left out: No plugin",
         "Copy the model.",
-        "   digits=1",
+        "   digits=2",
         "takes x float32",
         "calibrate",
         "recipe.toml",

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penjing.errors import InputError
-from penjing.exhibit import Bars, Lines, Table, to_dict
+from penjing.exhibit import Bars, Lanes, Lines, Table, to_dict
 from penjing.report import (
     check,
     exhibits,
@@ -80,6 +80,7 @@ EXHIBITS = json.loads(json.dumps([
     to_dict(Lines("Loss over training", "epoch", "loss",
                   {"train": [(0, 2.3), (1, 1.1), (2, 0.7)], "select": [(0, 2.2), (2, 0.9)], "once": [(1, 1.0)]})),
     to_dict(Table("What stayed float", ("layer", "why"), (("blocks.0.depthwise", "it cost 2.4 points"),))),
+    to_dict(Lanes("Where layers run", ("DLA", "GPU"), [("conv1", "DLA", 5.0), ("softmax", "GPU", 1.0), ("conv2", "DLA", 2.0)])),
 ]))  # fmt: skip
 QUANT = {"use": "quant.static", "options": {"calibrate": "entropy"}}
 EXPORT = {"use": "onnx.export", "options": {"opset": 18}}
@@ -165,6 +166,7 @@ def labelled() -> dict[str, Any]:
              "verdict": "not met", "why": "The file is larger than the bound."},
         ],
         "warnings": ["Class “kite” has 9 test photographs: its own accuracy says little."],
+        "on_board": None,
         "environment": {
             "python": "3.11.9",
             "platform": "Linux-6.1-x86_64",
@@ -681,6 +683,17 @@ def test_a_bar_below_zero_lies_left_of_zero_and_an_absent_value_has_none() -> No
     bars = re.findall(r'<rect x="([\d.]+)%" y="[\d.]+" width="([\d.]+)%"', drawn)
 
     assert [(float(x), float(x) + float(width)) for x, width in bars] == [(40.0, 63.0), (63.0, 86.0)]
+
+
+def test_lanes_lie_one_after_the_other_and_a_line_joins_them_where_the_lane_changes() -> None:
+    shown = Lanes("t", ("DLA", "GPU"), [("a", "DLA", 1.0), ("b", "DLA", 1.0), ("c", "GPU", 2.0)])
+    drawn = exhibits.render(typing.cast(Any, to_dict(shown)))
+    parts = re.findall(r'<rect x="([\d.]+)%" y="([\d.]+)" width="([\d.]+)%"', drawn)
+
+    assert [(float(x), float(y), float(width)) for x, y, width in parts] == [
+        (12.0, 0.0, 22.0), (34.0, 0.0, 22.0), (56.0, 40.0, 44.0),
+    ]  # fmt: skip
+    assert re.findall(r'<line x1="([\d.]+)%"', drawn) == ["56.000"]
 
 
 def test_verdicts_are_told_by_word_and_sign() -> None:

@@ -12,7 +12,7 @@ from penjing.options import options_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 #: those who bring the steps of the page; plugins that happen to be installed stay out of it
-OURS = ("penjing_torch", "penjing_onnx", "penjing_onnxrt", "penjing_quant")
+OURS = ("penjing_torch", "penjing_onnx", "penjing_onnxrt", "penjing_quant", "penjing_tensorrt")
 
 HEAD = """# Command line
 
@@ -47,7 +47,12 @@ def page() -> str:
 
 def _commands() -> Iterator[str]:
     top = click.Context(cli, info_name="penjing", **cli.context_settings)
-    for name, command in cli.commands.items():
+    from importlib import import_module
+
+    plugins = click.Group()
+    Host([import_module(name) for name in OURS], entry_points=False).add_commands(plugins)
+    own = {name: command for name, command in cli.commands.items() if name not in plugins.commands}
+    for name, command in {**own, **dict(sorted(plugins.commands.items()))}.items():
         context = click.Context(command, info_name=name, parent=top, terminal_width=100)
         text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
         yield f"\n## penjing {name}\n\n```text\n{text}\n```\n"

@@ -27,11 +27,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 @pytest.fixture
 def context(tmp_path):
-    def make(name="step", max_opset=20):
+    def make(name="step", max_opset=20, operators=None):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         device = types.SimpleNamespace(name="board", max_opset=max_opset)
-        return Context(device, Goal(), None, folder, None)
+        backend = types.SimpleNamespace(operators=lambda device: operators)
+        return Context(device, Goal(), None, folder, backend)
 
     return make
 

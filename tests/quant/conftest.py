@@ -46,9 +46,11 @@ TENSORRT = dataclasses.replace(
 class Split:
     """Photographs from an array, in batches of whatever sizes are wanted."""
 
-    def __init__(self, pixels, sizes=None):
+    def __init__(self, pixels, sizes=None, labels=None, name="calibrate"):
         self.pixels = pixels
         self.sizes = sizes
+        self.labels = labels
+        self.name = name
 
     def __len__(self):
         return len(self.pixels)
@@ -59,7 +61,8 @@ class Split:
         while start < end:
             stop = min(start + next(sizes, size), end)
             photos = tuple(SimpleNamespace(path=Path(f"photo{i}.jpg")) for i in range(start, stop))
-            yield Batch(self.pixels[start:stop], None, photos)
+            labels = None if self.labels is None else self.labels[start:stop]
+            yield Batch(self.pixels[start:stop], labels, photos)
             start = stop
 
 
@@ -124,14 +127,16 @@ def quantise():
 def apply(tmp_path):
     """Return a function that carries out a step and returns its result and context."""
 
-    def run(step, net, scheme, pixels, sizes=None, arch="x86_64"):
+    def run(step, net, scheme, pixels, sizes=None, arch="x86_64", select=None, task=None, goal=None):
         backend = SimpleNamespace(
             name="backend.test", scheme=lambda device: scheme, available=lambda device: "elsewhere"
         )
-        data = None if pixels is None else SimpleNamespace(calibrate=Split(pixels, sizes))
+        chosen = Split(pixels[:0], name="select") if select is None and pixels is not None else select
+        data = None if pixels is None else SimpleNamespace(calibrate=Split(pixels, sizes), select=chosen)
         folder = tmp_path / f"step{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        context = Context(SimpleNamespace(name="board", arch=arch, here=False), Goal(), data, folder, backend)
+        device = SimpleNamespace(name="board", arch=arch, here=False)
+        context = Context(device, goal or Goal(), data, folder, backend, task=task)
         image = Tensor("x", (None, 3, 8, 8))
         model = Model("onnx", net.path, "net", "0", (image,), preprocess=Preprocess())
         return step.apply(model, context), context

@@ -1,7 +1,5 @@
 """Every graph that quant.static writes for TensorRT is parsed and built by TensorRT-RTX, without a GPU."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -25,7 +23,9 @@ class Net:
     def add(self, kind, *inputs, channels=None, **attributes):
         self.count += 1
         name = f"t{self.count}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self.count}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self.count}", **attributes)
+        )
         self.channels[name] = channels or self.channels.get(inputs[0])
         return name
 
@@ -122,7 +122,9 @@ def detector():
     at = net.relu(net.conv(net.add("Concat", up, fine, axis=1, channels=64), 32))
     boxes, scores = net.conv(at, 64, 1), net.add("Sigmoid", net.conv(at, 80, 1))
     shape = net.constant(np.array([1, 4, 16, 256], np.int64))
-    distances = net.add("Softmax", net.add("Transpose", net.add("Reshape", boxes, shape), perm=[0, 2, 1, 3]), axis=1)
+    distances = net.add(
+        "Softmax", net.add("Transpose", net.add("Reshape", boxes, shape), perm=[0, 2, 1, 3]), axis=1
+    )
     net.channels[distances] = 16
     weight = net.constant(np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1))
     decoded = net.add("Conv", distances, weight, channels=1)
@@ -157,51 +159,127 @@ def transposed():
     net = Net()
     at = net.relu(net.conv("x", 32))
     weight = net.random.normal(0, 0.1, (32, 32, 2, 2)).astype(np.float32)
-    return net.model(net.conv(net.relu(net.add("ConvTranspose", at, net.constant(weight), strides=[2, 2])), 16))
+    return net.model(
+        net.conv(net.relu(net.add("ConvTranspose", at, net.constant(weight), strides=[2, 2])), 16)
+    )
 
 
 NETS = [mobilenet, residual, silu, squeeze, detector, attention, transposed]
+each_net = pytest.mark.parametrize("net", NETS)
 
 
 @pytest.fixture
-def quantised(tmp_path):
-    """Return a function that quantises a network for a device, with ranges of noise."""
+def write(tmp_path):
+    """Return a function that writes a network for a device: quantised, in float16, or both, with ranges of noise."""
+    import onnx_ir as ir
+    from penjing_quant.calibrate import calibrate
+    from penjing_quant.fp16 import _with_half_scales, halve
+    from penjing_quant.graph import load, prepared
+    from penjing_quant.half import floats
+    from penjing_quant.placement import observed
+    from penjing_quant.write import write
 
-    def run(model, device, *, dla=False):
-        import onnx_ir as ir
-        from penjing_quant.calibrate import calibrate
-        from penjing_quant.graph import load
-        from penjing_quant.placement import observed
-        from penjing_quant.write import write
+    def ranges(graph, names, wanted):
+        shape = [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim]
+        images = np.random.default_rng(1).standard_normal((4, *shape[1:])).astype(np.float32)
+        photos = lambda: ((f"{i}", image[None]) for i, image in enumerate(images))  # noqa: E731 - short
+        return calibrate(graph, names, photos, wanted).ranges
 
-        wanted = scheme(Host().device(device), dla=dla)
-        onnx.save(model, tmp_path / "float.onnx")
-        loaded = load(tmp_path / "float.onnx")
-        images = np.random.default_rng(1).standard_normal((4, *_shape(model)[1:])).astype(np.float32)
-        ranges = calibrate(
-            loaded,
-            observed(ir.from_proto(loaded).graph, wanted),
-            lambda: ((f"{i}", image[None]) for i, image in enumerate(images)),
-            wanted,
-        ).ranges
-        written = write(loaded, ranges, wanted)
-        path = tmp_path / "quantised.onnx"
-        onnx.save(written.model, path)
+    def run(model, device, *, int8=False, fp16=False, dla=False):
+        target = Host().device(device)
+        wanted = scheme(target, dla=dla)
+        path = tmp_path / "net.onnx"
+        onnx.save(model, path)
+        graph, written = load(path), None
+        if int8:
+            found = ranges(graph, observed(ir.from_proto(graph).graph, wanted), wanted)
+            written = write(graph, found, wanted)
+            graph = written.model
+        if fp16:
+            graph, scales = _with_half_scales(graph, target.max_opset)
+            graph = ir.to_proto(prepared(graph))
+            names = [value.name for value in floats(ir.from_proto(graph).graph)]
+            graph, _ = halve(graph, ranges(graph, names, wanted), 4.0, scales=scales)
+        onnx.save(graph, path)
         return path, written
 
     return run
 
 
-def _shape(model):
-    return [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+def explain(verdict):
+    return [str(refusal) for refusal in verdict.refusals] + [verdict.reason]
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_every_kind_of_network_is_parsed_and_built(net, quantised):
-    path, written = quantised(net(), "rtx-3090")
-    assert written.integer
+@each_net
+@pytest.mark.parametrize(
+    "precision", [{"int8": True}, {"fp16": True}, {"int8": True, "fp16": True}], ids=" and ".join
+)
+def test_every_kind_of_network_is_parsed_and_built(net, precision, write):
+    path, _ = write(net(), "rtx-3090", **precision)
 
     verdict = gate(path)
 
-    assert verdict.accepted, [str(refusal) for refusal in verdict.refusals] + [verdict.reason]
+    assert verdict.accepted, explain(verdict)
     assert verdict.engine_bytes
+
+
+@each_net
+def test_every_kind_of_network_passes_its_own_linter(net, write):
+    from penjing_quant.lint import lint
+
+    for dla in (False, True):
+        path, written = write(net(), "rtx-3090", int8=True, dla=dla)
+        assert written.integer
+
+        found = lint(path, Host().device("rtx-3090"), backend(dla))
+
+        assert [finding.what for finding in found] == []
+
+
+def backend(dla):
+    import types
+
+    from penjing_tensorrt.operators import oldest, readable
+
+    return types.SimpleNamespace(
+        name="tensorrt",
+        scheme=lambda device: scheme(device, dla=dla),
+        operators=lambda device: readable(oldest(device)),
+    )
+
+
+REAL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_networks_of_torchvision_are_parsed_and_built(name, write, tmp_path):
+    import dataclasses
+
+    import torch
+    from penjing.goal import Goal
+    from penjing.step import Context
+    from penjing_onnx.export import Export
+    from penjing_quant.lint import lint
+    from penjing_torch.module import as_model
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = as_model(getattr(models, name)(weights=None).eval(), name, _preprocess())
+    device = Host().device("rtx-3090")
+    context = Context(device, Goal(), None, tmp_path, backend(False))
+    exported = Export().apply(dataclasses.replace(model, preprocess=None), context)
+    for precision in ({"int8": True}, {"int8": True, "fp16": True}):
+        path, _ = write(onnx.load(exported.value), "rtx-3090", **precision)
+
+        verdict = gate(path)
+
+        assert verdict.accepted, explain(verdict)
+        if "fp16" not in precision:
+            assert [finding.what for finding in lint(path, device, backend(False))] == []
+
+
+def _preprocess():
+    from penjing.preprocess import Preprocess
+
+    return Preprocess(crop=224)

@@ -79,7 +79,7 @@ def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
     with _appearing(target) as new:
         deployment = plan.backend.deployment(model, plan.device)
         assert deployment is not None, "why_not() said that there is one"
-        shutil.copyfile(model.value, new / "model.onnx")
+        shutil.copyfile(deployment.model or model.value, new / "model.onnx")
         for name, path in deployment.files.items():
             if name in _OWN or not runner.NAME.match(name):
                 raise PluginError(

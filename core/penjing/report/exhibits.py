@@ -12,6 +12,8 @@ from penjing.report.schema import ExhibitRecord
 
 #: height of a bar's line, of the field of curves, and of the axis under it, in pixels
 LINE, FIELD, AXIS = 22, 180, 40
+#: height of a lane, the gap between two, and where lanes start, in percent of the width
+LANE, GAP, LEFT = 26, 14, 12.0
 #: where bars start and end, in percent of the width: names stand before, values behind
 START, END = 40.0, 86.0
 #: more bars or rows than this are in a box of their own that scrolls
@@ -22,7 +24,12 @@ DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 def render(exhibit: ExhibitRecord) -> Markup:
     """Return an exhibit as HTML, its text escaped."""
-    drawn: dict[str, Callable[[ExhibitRecord], Markup]] = {"bars": _bars, "lines": _lines, "table": _table}
+    drawn: dict[str, Callable[[ExhibitRecord], Markup]] = {
+        "bars": _bars,
+        "lines": _lines,
+        "table": _table,
+        "lanes": _lanes,
+    }
     return tag(
         "figure",
         tag("figcaption", words.visible(exhibit["title"])),
@@ -48,6 +55,9 @@ def markdown(exhibit: ExhibitRecord) -> tuple[Sequence[str], Sequence[Sequence[s
             if points
         ]
         return [exhibit["y"], "first", "last"], ends
+    if exhibit["kind"] == "lanes":
+        parts = [[part["lane"], part["name"], _shown(part["width"])] for part in exhibit["segments"]]
+        return ["lane", "part", "width"], parts
     return exhibit["head"], exhibit["rows"]
 
 
@@ -153,6 +163,41 @@ def _lines(exhibit: ExhibitRecord) -> Markup:
     inner = tag("svg", field, y=18, width="100%", height=FIELD, overflow="visible", aria_hidden="true")
     drawn = _svg(exhibit["title"], told, [*axes, inner], FIELD + AXIS)
     return join(tag("ul", *legend, class_="legend"), drawn)
+
+
+def _lanes(exhibit: ExhibitRecord) -> Markup:
+    segments = exhibit["segments"]
+    whole = sum(part["width"] for part in segments) or 1.0
+    lanes = list(dict.fromkeys([*exhibit["lanes"], *(part["lane"] for part in segments)]))
+    step = LANE + GAP
+    lines: list[Markup] = [
+        tag("text", words.visible(lane), x=0, y=number * step + LANE / 2 + 4, class_="name")
+        for number, lane in enumerate(lanes)
+    ]
+    at, before = LEFT, None
+    for part in segments:
+        top = lanes.index(part["lane"]) * step
+        width = (100 - LEFT) * part["width"] / whole
+        if before is not None and before != top:  # from lane to lane
+            ends = sorted((before, top))
+            x = f"{at:.3f}%"
+            lines.append(tag("line", x1=x, x2=x, y1=ends[0] + LANE, y2=ends[1], class_="tick"))
+        name = f"{words.visible(part['lane'])}: {words.visible(part['name'])} ({_shown(part['width'])})"
+        kind = f"lane c{lanes.index(part['lane']) % 4}"
+        lines.append(
+            tag(
+                "rect",
+                tag("title", name),
+                x=f"{at:.3f}%",
+                y=top,
+                width=f"{width:.3f}%",
+                height=LANE,
+                class_=kind,
+            )
+        )
+        at, before = at + width, top
+    told = "; ".join(f"{part['lane']}: {part['name']}" for part in segments)
+    return _svg(exhibit["title"], told, lines, max(1, len(lanes)) * step - GAP)
 
 
 def _table(exhibit: ExhibitRecord) -> Markup:

@@ -126,10 +126,18 @@ class Score(TypedDict):
     split: Annotated[str, "the split they are from, as in `select`"]
 
 
+class Segment(TypedDict):
+    """One part of a whole that a step shows in lanes."""
+
+    name: Annotated[str, "what it is"]
+    lane: Annotated[str, "the lane it is drawn in"]
+    width: Annotated[Amount, "its share, in any unit"]
+
+
 class ExhibitRecord(TypedDict):
     """A picture or table that a step shows; which fields say something depends on `kind`."""
 
-    kind: Annotated[Literal["bars", "lines", "table"], "what it is"]
+    kind: Annotated[Literal["bars", "lines", "table", "lanes"], "what it is"]
     title: Annotated[str, "what it shows"]
     unit: Annotated[str, "of bars: the unit of their values"]
     values: Annotated[dict[str, float | None], "of bars: length by name, in order; null where absent"]
@@ -139,6 +147,8 @@ class ExhibitRecord(TypedDict):
     series: Annotated[dict[str, Sequence[Point]], "of lines: points (x, y) by the name of each line"]
     head: Annotated[Sequence[str], "of a table: titles of its columns"]
     rows: Annotated[Sequence[Sequence[str]], "of a table: its cells, as text"]
+    lanes: Annotated[Sequence[str], "of lanes: their names, from the top"]
+    segments: Annotated[Sequence[Segment], "of lanes: the parts, in order"]
 
 
 class StepRecord(TypedDict):
@@ -204,6 +214,40 @@ class DeviceRecord(TypedDict):
     here: Annotated[bool, "true where this machine can run models as the device would"]
 
 
+class Checked(TypedDict):
+    """How near the board's answers to recorded inputs were to those recorded."""
+
+    distance: Annotated[dict[str, float | None], "by output: |a - b| / |b|; null where they do not compare"]
+    tolerance: Annotated[Share, "distance allowed"]
+
+
+class OnBoard(TypedDict):
+    """What `penjing measure --host` found on a board: of the bundle, run there."""
+
+    host: Annotated[str, "the board, as it was given to ssh"]
+    path: Annotated[str, "the bundle's folder there"]
+    measured: Annotated[Moment, "when, ISO 8601 with time zone"]
+    machine: Annotated[str, "what the board calls itself or its processor"]
+    arch: Annotated[str, "architecture of its processor"]
+    python: Annotated[str, "version of its Python"]
+    runtime: Annotated[str, "what ran the model, and its version"]
+    power_mode: Annotated[str, "of a Jetson, as `nvpmodel` names it; empty elsewhere"]
+    batch: Annotated[Several, "images that went in together"]
+    latency: Annotated[Latency, "how long one inference took"]
+    state: Annotated[
+        dict[str, dict[str, Json]], "what the board told of clocks, heat and throttling, `before` and `after`"
+    ]
+    engine: Annotated[dict[str, Json], "of TensorRT: the engine, and what it was built for; empty elsewhere"]
+    check: Annotated[Checked, "the runner's own check"]
+    accuracy: Annotated[Accuracy | None, "score of the answers given there; null where none was taken"]
+    accuracy_why: Annotated[str, "why `accuracy` is null; empty where it is not"]
+    agreement: Annotated[
+        Share | None,
+        "share of photographs with the same first class as on the workstation; null where not compared",
+    ]
+    agreement_n: Annotated[Several | None, "photographs compared; null where none were"]
+
+
 class Environment(TypedDict):
     """The machine and the versions that the run used."""
 
@@ -237,6 +281,7 @@ class Report(TypedDict):
     goals: Annotated[Sequence[GoalRecord], "what the user demanded"]
     warnings: Annotated[Sequence[str], "what needs the reader's eye, of the run as a whole"]
     environment: Annotated[Environment, "machine and versions"]
+    on_board: Annotated[OnBoard | None, "what was measured on a board; null where nothing was"]
 
 
 def check(report: object) -> Report:
@@ -246,6 +291,8 @@ def check(report: object) -> Report:
             f"The report has schema {_shown(report['schema'])}; this version of Penjing reads schema 1.",
             hint="Make the report again with `penjing compress`, or read it with the version that wrote it.",
         )
+    if isinstance(report, dict):
+        report = {"on_board": None, **report}  # written before boards could be measured
     _check(report, Report, "")
     checked = cast(Report, report)
     names = [column["name"] for column in checked["columns"]]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from penjing.report import words
-from penjing.report.schema import Accuracy, Column, GoalRecord, Latency, Report
+from penjing.report.schema import Accuracy, Column, GoalRecord, Latency, OnBoard, Report
 
 GOALS = {"max_drop": "Accuracy drop", "max_latency": "Latency", "max_size": "Size"}
 GOAL_UNITS: dict[str, Callable[[float], str]] = {
@@ -124,7 +124,17 @@ def _timing(report: Report, result: Column) -> str:
     if latency is None:
         return f"Speed on {device(report)} is not measured: {_sentence(why_untimed(result))}"
     threads = "one thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
+    board = report["on_board"]
+    if board is not None and not report["device"]["here"]:
+        mode = f", power mode {words.visible(board['power_mode'])}" if board["power_mode"] else ""
+        return f"Timed on {_board(board)}{mode}, {threads}: median of {latency['runs']:,} runs."
     return f"Timed on {device(report)}, {threads}: medians of {latency['runs']:,} runs."
+
+
+def _board(board: OnBoard) -> str:
+    """Return which machine a board is, as in "Raspberry Pi 5 Model B (pi@kitchen)"."""
+    host = words.clipped(words.visible(board["host"]), 60)
+    return f"{words.clipped(words.visible(board['machine']), 80)} ({host})" if board["machine"] else host
 
 
 def _drop(report: Report, result: Column) -> str:
@@ -338,6 +348,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Where it is", here),
         ("Task", words.visible(report["task"])),
     ]
+    rows += _board_facts(report)
     rows += _data_facts(report)
     rows += [
         ("Input: " + words.visible(key), words.plain(value))
@@ -352,6 +363,32 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Threads, seed", f"{machine['threads']}, {machine['seed']}"),
         ("Versions", words.plain({"penjing": report["penjing"], **machine["packages"]})),
     ]
+    return rows
+
+
+def _board_facts(report: Report) -> list[tuple[str, str]]:
+    """Return what was measured on a board."""
+    board = report["on_board"]
+    if board is None:
+        return []
+    latency, accuracy = board["latency"], board["accuracy"]
+    median, slow = words.milliseconds(latency["median_ms"]), words.milliseconds(latency["p90_ms"])
+    rows = [
+        ("Board", f"{_board(board)}, {words.moment(board['measured'])}"),
+        ("Board: runtime", f"{words.visible(board['runtime'])}, Python {words.visible(board['python'])}"),
+        ("Board: latency", f"median {median}, p90 {slow}, batch {board['batch']}"),
+    ]
+    if accuracy is None:
+        rows += [("Board: accuracy", f"not measured: {words.visible(board['accuracy_why'])}")]
+    else:
+        span = words.span(accuracy["interval"], words.percent)
+        rows += [("Board: accuracy", f"{words.percent(accuracy['value'])} ({span}), n = {accuracy['n']:,}")]
+    if board["agreement"] is not None and board["agreement_n"] is not None:
+        same = f"{words.percent(board['agreement'])} of {words.photographs(board['agreement_n'])}"
+        rows += [("Board: same answer as here", same)]
+    rows += [(f"Board: {words.visible(when)}", words.plain(state)) for when, state in board["state"].items()]
+    if board["engine"]:
+        rows += [("Board: engine", words.plain(board["engine"]))]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Quantisation to 8-bit integers: weights and activations with ranges from photographs, or weights alone."""
+"""Quantisation: integers with ranges from photographs, by training, or of weights alone; mixed precision; FP16."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ if TYPE_CHECKING:
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
-    """Bring quant.static and quant.dynamic."""
+    """Bring the steps named quant.*."""
     from penjing_quant.dynamic import DynamicQuantisation
+    from penjing_quant.fp16 import HalfPrecision
+    from penjing_quant.mixed import MixedPrecision
+    from penjing_quant.qat import QuantisationAwareTraining
     from penjing_quant.static import StaticQuantisation
 
-    return [StaticQuantisation, DynamicQuantisation]
+    return [StaticQuantisation, MixedPrecision, QuantisationAwareTraining, DynamicQuantisation, HalfPrecision]
 
 
 @hookimpl
 def penjing_commands(cli: click.Group) -> None:
-    """Bring `penjing lint`."""
-    from penjing_quant.lint import command
+    """Bring `penjing lint` and `penjing explain`."""
+    from penjing_quant import explain, lint
 
-    cli.add_command(command)
+    cli.add_command(lint.command)
+    cli.add_command(explain.command)

@@ -99,7 +99,7 @@ class Rounder:
         return found
 
     def learn(self, name: str, layer: Layer, weights: Weights) -> Weight:
-        """Return the layer's weight, each number rounded as its outputs want it, or to the nearest if that is better."""
+        """Return the layer's weight, rounded as its outputs want it, or to the nearest if that is better."""
         import numpy as np
 
         from penjing_quant.integers import weight_codes, weight_limits
@@ -136,10 +136,10 @@ def _learn(layer: Layer, scale: Array, limits: tuple[int, int], steps: int, seed
     import torch
 
     learnt = np.arange(len(layer.wanted)) % JUDGED != 0
-    inputs = torch.from_numpy(np.ascontiguousarray(layer.inputs[:, learnt]))
-    wanted = torch.from_numpy(np.ascontiguousarray(layer.wanted[learnt]))
+    inputs = torch.from_numpy(np.array(layer.inputs[:, learnt], order="C"))
+    wanted = torch.from_numpy(np.array(layer.wanted[learnt], order="C"))
     bias, unit = torch.from_numpy(layer.bias), torch.from_numpy(np.array(scale, order="C"))
-    exactly = torch.from_numpy(np.ascontiguousarray(layer.weight)) / unit
+    exactly = torch.from_numpy(np.array(layer.weight, order="C")) / unit
     below = exactly.floor()
     part = (exactly - below).clamp(0.01, 0.99)
     v = torch.logit((part - SHRINK) / (STRETCH - SHRINK)).requires_grad_()

@@ -40,6 +40,12 @@ class DynamicQuantisation(Technique):
                 hint="Use quant.static with photographs.",
             )
 
+    def check_source(self, model: Model) -> None:
+        """Raise PlanError where the model that was opened is quantised already."""
+        from penjing_quant.already import refuse_integers
+
+        refuse_integers(self.name, model)
+
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return whether weights use 7 bits, and the versions of what writes graphs."""
         from importlib.metadata import version

@@ -9,7 +9,7 @@ every channel elsewhere: such pairs stay.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penjing_quant.graph import attribute, bias_of, constant, replace_constant
 
@@ -20,27 +20,40 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     Array = npt.NDArray[np.float32]
+    Pair = tuple[ir.Node, ir.Node]
+    Exponents = npt.NDArray[np.float64]
 
-SWEEPS = 20
+#: passes over all pairs at most, and the change (as a power of two) below which no more is needed
+SWEEPS, SETTLED = 100, 0.05
 #: greatest change of a channel, as a power of two (more is for channels as good as dead)
 MOST = 24
 
 
 def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """Return a float model of the same function with evened channels, and which convolutions changed."""
+    import numpy as np
     import onnx_ir as ir
 
     net = ir.from_proto(model)
     pairs = list(_pairs(net.graph))
-    nodes = dict.fromkeys(node for pair in pairs for node in pair)
-    weights = {node: weight.copy() for node in nodes if (weight := constant(node.inputs[1])) is not None}
-    biases = {node: bias.copy() for node in nodes if (bias := bias_of(node)) is not None}
-    changed: dict[tuple[ir.Node, ir.Node], None] = {}
-    for _ in range(SWEEPS):  # along a chain, a pair moves the range that the next pair balances
-        moved = [pair for pair in pairs if _balance(*pair, weights, biases)]
-        changed.update(dict.fromkeys(moved))
-        if not moved:
-            break
+    weights = {
+        node: weight.copy()
+        for node in dict.fromkeys(node for pair in pairs for node in pair)
+        if (weight := constant(node.inputs[1])) is not None
+    }
+    exponents = _balanced(pairs, {node: weight.astype(np.float64) for node, weight in weights.items()})
+    # powers of two, by which floats are multiplied without rounding: what the network answers stays the same to the
+    # bit. Rounded once, at the end, so that no channel is off by more than half a power, however long the chain.
+    scales = {
+        pair: np.exp2(np.clip(np.rint(e), -MOST, MOST)).astype(np.float32) for pair, e in exponents.items()
+    }
+    changed = {pair: scale for pair, scale in scales.items() if (scale != 1).any()}
+    biases = {node: bias.copy() for node in weights if (bias := bias_of(node)) is not None}
+    for (first, second), scale in changed.items():
+        weights[first] /= scale.reshape(-1, 1, 1, 1)
+        weights[second] *= _along_inputs(second, weights[second], scale)
+        if first in biases:
+            biases[first] /= scale
     for node in dict.fromkeys(node for pair in changed for node in pair):
         replace_constant(net.graph, node, 1, weights[node])
         if node in biases:
@@ -48,23 +61,32 @@ def equalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return ir.to_proto(net), [f"{first.name} → {second.name}" for first, second in changed]
 
 
-def _balance(
-    first: ir.Node, second: ir.Node, weights: dict[ir.Node, Array], biases: dict[ir.Node, Array]
-) -> bool:
-    """Even out the channels between two convolutions, in place; tell whether any had to change."""
+def _balanced(pairs: list[Pair], weights: dict[ir.Node, npt.NDArray[np.float64]]) -> dict[Pair, Exponents]:
+    """Return by which power of two to divide each channel between two convolutions; `weights` are used up."""
     import numpy as np
 
-    scale = _scales(weights[first], _by_input(second, weights[second]))
-    if (scale == 1).all():
-        return False
-    weights[first] /= scale.reshape(-1, 1, 1, 1)
-    if first in biases:
-        biases[first] /= scale
-    if _depthwise(second):
-        weights[second] *= np.repeat(scale, len(weights[second]) // len(scale)).reshape(-1, 1, 1, 1)
-    else:
-        weights[second] *= scale.reshape(1, -1, 1, 1)
-    return True
+    found: dict[Pair, Exponents] = {pair: np.zeros(len(weights[pair[0]])) for pair in pairs}
+    for _ in range(SWEEPS):  # along a chain, a pair moves the range that the next pair balances
+        largest = 0.0
+        for first, second in pairs:
+            exponent = _exponents(weights[first], _by_input(second, weights[second]))
+            scale = np.exp2(exponent)
+            weights[first] /= scale.reshape(-1, 1, 1, 1)
+            weights[second] *= _along_inputs(second, weights[second], scale)
+            found[first, second] += exponent
+            largest = max(largest, float(np.abs(exponent).max()))
+        if largest < SETTLED:
+            break
+    return found
+
+
+def _along_inputs(node: ir.Node, weight: Any, scale: Any) -> Any:
+    """Return `scale`, one for each input channel, in the shape that multiplies what reads them."""
+    import numpy as np
+
+    if _depthwise(node):
+        return np.repeat(scale, len(weight) // len(scale)).reshape(-1, 1, 1, 1)
+    return scale.reshape(1, -1, 1, 1)
 
 
 def _pairs(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
@@ -98,25 +120,20 @@ def _depthwise(node: ir.Node) -> bool:
     return weight is not None and weight.shape[1] == 1 and attribute(node, "group", 1) > 1
 
 
-def _by_input(node: ir.Node, weight: Array) -> Array:
+def _by_input(node: ir.Node, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the weights [input channel, all that read it]."""
     if _depthwise(node):
         weight = weight.reshape(1, attribute(node, "group", 1), -1)
-    by_input: Array = weight.swapaxes(0, 1).reshape(weight.shape[1], -1)
+    by_input: npt.NDArray[np.float64] = weight.swapaxes(0, 1).reshape(weight.shape[1], -1)
     return by_input
 
 
-def _scales(writes: Array, reads: Array) -> Array:
-    """Return by what to divide each channel, given all that writes and reads it.
-
-    Powers of two, by which floats are multiplied without rounding: what the network answers stays the same to the bit.
-    """
+def _exponents(writes: npt.NDArray[np.float64], reads: npt.NDArray[np.float64]) -> Exponents:
+    """Return the power of two by which to divide each channel, given all that writes and reads it."""
     import numpy as np
 
     first = np.abs(writes.reshape(len(writes), -1)).max(axis=1)
     second = np.abs(reads).max(axis=1)
     alive = (first > 0) & (second > 0)
-    exponent = np.log2(np.where(alive, first, 1) / np.where(alive, second, 1)) / 2
-    exponent = np.clip(np.round(exponent), -MOST, MOST)
-    scale: Array = np.exp2(exponent).astype(np.float32)
-    return scale
+    exponent: Exponents = np.log2(np.where(alive, first, 1) / np.where(alive, second, 1)) / 2
+    return np.where(alive, exponent, 0)

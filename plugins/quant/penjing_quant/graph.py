@@ -140,6 +140,8 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
         )(net)
         for number, node in enumerate(net.graph):
             node.name = node.name or f"{node.op_type}_{number}"
+        for value in net.graph.initializers.values():
+            constant(value)  # whose bytes may be too few for its shape
         return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(net), data_prop=True))
     except Exception as error:  # onnx and onnx-ir raise whatever a malformed graph leads them into
         cause = error.__cause__ or error

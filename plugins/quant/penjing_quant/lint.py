@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from penjing.errors import InputError
 
 from penjing_quant.rules import Finding, label
 
@@ -47,16 +48,18 @@ def lint(path: Path, device: Device, backend: Backend) -> list[Finding]:
                 "Bring it into one file: `penjing compress` does, and onnx.save does by default.",
             )
         ]
-    return [*_of_the_file(model, device), *_of_the_graph(model, device, backend)]
+    opset = list(_opset(model, device))
+    invalid, mixed = _faults(model, path)
+    if invalid:
+        return [*opset, *invalid]
+    return [*opset, *mixed, *_of_the_graph(model, device, backend)]
 
 
 def _finding(rule: str, says: str, node: str, operator: str, what: str, source: str, cure: str) -> Finding:
     return Finding(rule, says, node, operator, what, source, cure)
 
 
-def _of_the_file(model: onnx.ModelProto, device: Device) -> Iterator[Finding]:
-    import onnx
-
+def _opset(model: onnx.ModelProto, device: Device) -> Iterator[Finding]:
     opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 1)
     if opset > device.max_opset:
         yield _finding(
@@ -68,20 +71,39 @@ def _of_the_file(model: onnx.ModelProto, device: Device) -> Iterator[Finding]:
             device.sources.get("max_opset", "profile of the device"),
             f"Export with opset {device.max_opset} or older; onnx.export does for this device.",
         )
+
+
+def _faults(model: onnx.ModelProto, path: Path) -> tuple[list[Finding], list[Finding]]:
+    """Return what breaks the standard of a node by itself, and what does between nodes: their types."""
+    import onnx
+
     try:
-        onnx.checker.check_model(_complete(model))
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        yield _finding(
-            "standard",
-            "The graph keeps to the ONNX standard: what each operator takes, and of which type.",
-            "",
-            "",
-            f"{lines[0] if lines else error}"[:300],
-            "onnx.checker and shape inference",
-            "Export the network again; where one operator mixes types, cast one of them.",
-        )
+        try:
+            onnx.checker.check_model(_complete(model))
+        except onnx.checker.ValidationError as error:
+            return [_standard(error, " Nothing else was checked.")], []
+        try:
+            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        except onnx.shape_inference.InferenceError as error:
+            return [], [_standard(error, "")]
+    except Exception as error:  # onnx raises whatever a damaged file leads it into
+        raise InputError(
+            f"{path} is damaged: {type(error).__name__}, {str(error)[:200]}", hint="Export or copy it again."
+        ) from error
+    return [], []
+
+
+def _standard(error: Exception, more: str) -> Finding:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _finding(
+        "standard",
+        "The graph keeps to the ONNX standard: what each operator takes, and of which type.",
+        "",
+        "",
+        f"{lines[0] if lines else type(error).__name__}"[:300] + more,
+        "onnx.checker and shape inference",
+        "Export the network again; where one operator mixes types, cast one of them.",
+    )
 
 
 def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -95,6 +117,7 @@ def _complete(model: onnx.ModelProto) -> onnx.ModelProto:
     complete.CopyFrom(model)
     for value in complete.graph.output:
         value.CopyFrom(found[value.name])
+        value.type.tensor_type.shape.SetInParent()  # where a maker's own operator leaves it unknown
     return complete
 
 
@@ -151,7 +174,9 @@ def _weights(graph: ir.Graph) -> Iterator[Finding]:
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
-        if not np.isfinite(tensor.numpy().astype(np.float64)).all():
+        with np.errstate(invalid="ignore"):  # NaN of small types, which are looked for here
+            finite = np.isfinite(tensor.numpy().astype(np.float64)).all()
+        if not finite:
             yield _finding(
                 "finite",
                 "Weights are finite.",

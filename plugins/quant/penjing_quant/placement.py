@@ -46,6 +46,8 @@ UNLIKE = 8.0
 POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 #: operators that TensorRT moves quantisation through
 COMMUTING = SAME_SCALE | CLIPPING
+#: operators that scale or shift where one input is constant
+SCALES = frozenset({"Add", "Sub", "Mul", "Div"})
 #: weighted operators whose integer kernel can put out float
 FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 
@@ -127,13 +129,16 @@ def _objection(node: ir.Node, scheme: Scheme, ranges: Mapping[str, Range], exclu
         return rule.why
     if node.op_type in WEIGHTED:
         return ""
-    if node.op_type in SAME_SCALE:
+    if node.op_type in SAME_SCALE or bounds(node) is not None:
         return "" if is_activation(node.inputs[0]) else "it does not work on floats"
-    if any(constant(value) is not None for value in node.inputs):
+    constants = [value for value in node.inputs if constant(value) is not None]
+    # an accelerator has layers that scale and shift by constants
+    if constants and not (scheme.placement == "every" and node.op_type in SCALES):
         return "one of its inputs is constant"
-    if not all(is_activation(value) for value in node.inputs):
+    if not all(is_activation(value) for value in node.inputs if value not in constants):
         return "it does not work on floats alone"
-    if node.op_type == "Concat" and _unlike(node, ranges):
+    # an accelerator joins at one range whatever the inputs'
+    if node.op_type == "Concat" and scheme.placement != "every" and _unlike(node, ranges):
         return f"the ranges of its inputs differ by more than {UNLIKE:g} times"
     return ""
 

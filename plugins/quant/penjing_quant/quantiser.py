@@ -173,11 +173,18 @@ class Quantiser:
         packed: Collection[str],
         rounding: Mapping[str, Weight] | None = None,
         exact: Collection[str] = (),
+        original: onnx.ModelProto | None = None,
     ) -> Written:
-        """Quantise `model`. Layers `packed` compute in float, their weights stored as 8 bits; `exact` ones as given."""
+        """Quantise `model`. Layers `packed` compute in float, their weights stored as 8 bits.
+
+        Those in `exact` compute in float with the weights and biases that they have in `original`, where
+        nothing makes up for quantisation.
+        """
         from penjing_quant.layers import pack
         from penjing_quant.write import write
 
+        if original is not None and original is not model:
+            model = restored(model, original, {*exact, *packed})
         written = write(
             model,
             calibration.ranges,
@@ -258,6 +265,37 @@ class Quantiser:
         )
         if self.step.weight_bits == 4:
             self.context.details["weight_bits"] = "4, simulated"
+
+
+def restored(model: onnx.ModelProto, original: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Return `model` with the layers `names` as they are in `original`, weights and biases with them."""
+    import onnx
+
+    from penjing_quant.session import reads
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    before = {node.name: node for node in original.graph.node if node.name in names}
+    constants = {tensor.name: tensor for tensor in original.graph.initializer}
+    added: set[str] = set()
+    for node in result.graph.node:
+        if (old := before.get(node.name)) is None:
+            continue
+        node.CopyFrom(old)
+        for index, entry in enumerate(old.input):
+            if index and entry in constants:
+                name = f"{entry}.exact"
+                node.input[index] = name
+                if name not in added:
+                    added.add(name)
+                    tensor = result.graph.initializer.add()
+                    tensor.CopyFrom(constants[entry])
+                    tensor.name = name
+    used = {entry for node in result.graph.node for entry in reads(node)}
+    kept = [tensor for tensor in result.graph.initializer if tensor.name in used]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
+    return result
 
 
 def named(model: onnx.ModelProto, patterns: Collection[str]) -> frozenset[str]:

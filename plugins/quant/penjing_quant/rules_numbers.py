@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from penjing_quant.graph import WEIGHTED, attribute, constant, weight_axis
+from penjing_quant.graph import SAME_SCALE, WEIGHTED, attribute, constant, weight_axis
 from penjing_quant.rules import (
     AGAIN,
     HEADER,
@@ -116,23 +116,22 @@ def _half_weighted(graph: ir.Graph, scheme: Scheme) -> Broken:
     for node in graph:
         if node.op_type not in WEIGHTED or len(node.inputs) < 2:
             continue
-        data, weight = (_is_dequantised(value) for value in node.inputs[:2])
-        if weight and not data:
+        data, weight = (_trip(value) for value in node.inputs[:2])
+        if weight is not None and is_weight(weight) and data is None:
             yield node, f"{node.op_type} {label(node)} has an integer weight, and its input is float."
-        elif data and not weight and constant(node.inputs[1]) is not None:
+        elif data is not None and weight is None and constant(node.inputs[1]) is not None:
             yield node, f"{node.op_type} {label(node)} has an integer input, and its weight is float."
 
 
-def _is_dequantised(value: ir.Value | None) -> bool:
-    from penjing_quant.graph import SAME_SCALE
-
+def _trip(value: ir.Value | None) -> ir.Node | None:
+    """Return the DequantizeLinear whose values reach `value`, moved at most; None where none do."""
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "DequantizeLinear":
-            return True
+            return producer
         if producer.op_type not in SAME_SCALE:
-            return False
+            return None
         value = producer.inputs[0]
-    return False
+    return None
 
 
 def _unread(graph: ir.Graph, scheme: Scheme) -> Broken:

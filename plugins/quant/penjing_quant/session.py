@@ -84,11 +84,11 @@ class Walk:
         constants = {initialiser.name for initialiser in model.graph.initializer} | {""}
         self.nodes = []
         for node in model.graph.node:
-            if _reads(node) <= constants | self.fixed.keys() and not node.name:
+            if reads(node) <= constants | self.fixed.keys() and not node.name:
                 self.fixed.update(dict.fromkeys(node.output, node))
             else:
                 self.nodes.append(node)
-        self.last = {name: place for place, node in enumerate(self.nodes) for name in _reads(node)}
+        self.last = {name: place for place, node in enumerate(self.nodes) for name in reads(node)}
         self.alive: dict[str, list[Array]] = {only_input(model).name: list(photographs)}
         self.place = 0
 
@@ -118,7 +118,7 @@ class Walk:
         if not wanted:
             return
         session = _load(self._part(stretch, wanted), True)
-        feeds = {t for node in stretch for t in _reads(node)} & set(self.alive)
+        feeds = {t for node in stretch for t in reads(node)} & set(self.alive)
         for t in wanted:
             self.alive[t] = []
         for i in range(len(next(iter(self.alive.values())))):
@@ -130,7 +130,7 @@ class Walk:
         import onnx
 
         nodes = [*self._fixing(nodes), *nodes]
-        read = {t for node in nodes for t in _reads(node)}
+        read = {t for node in nodes for t in reads(node)}
         inputs = [
             onnx.helper.make_tensor_value_info(t, onnx.helper.np_dtype_to_tensor_dtype(values[0].dtype), None)
             for t, values in self.alive.items()
@@ -148,7 +148,7 @@ class Walk:
         """Return what makes the fixed tensors that `nodes` read, in order."""
         needed: list[onnx.NodeProto] = []
         for node in nodes:
-            for name in _reads(node):
+            for name in reads(node):
                 before = self.fixed.get(name)
                 if before is not None and all(before is not one for one in needed):
                     needed += [one for one in self._fixing([before]) if all(one is not n for n in needed)]
@@ -156,9 +156,9 @@ class Walk:
         return needed
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+def reads(node: onnx.NodeProto) -> set[str]:
     """Return what `node` reads, the branches of an If and the bodies of loops included."""
-    inner = {t for a in node.attribute if a.HasField("g") for n in a.g.node for t in _reads(n)}
+    inner = {t for a in node.attribute if a.HasField("g") for n in a.g.node for t in reads(n)}
     return inner | set(node.input)
 
 

@@ -62,7 +62,7 @@ class StaticQuantisation(Technique):
         if "int8" not in device.precisions:
             raise PlanError(
                 f"{device.name} does not compute in int8, only in {', '.join(device.precisions)}.",
-                hint="Leave quant.static out of the recipe.",
+                hint=f"Leave {self.name} out of the recipe.",
             )
         self._scheme(device, backend)
 
@@ -121,6 +121,8 @@ class StaticQuantisation(Technique):
         quantiser = Quantiser(self, model, self._scheme(context.device, context.backend), context)
         best = quantiser.run()
         quantiser.tell(best)
+        if not best.written.integer and not quantiser.floats:
+            context.warn("Nothing in this network can be quantised; it stays as it was.")
         return self._finish(model, quantiser, best)
 
     def _finish(self, model: Model, quantiser: Quantiser, best: Candidate) -> Model:
@@ -131,8 +133,7 @@ class StaticQuantisation(Technique):
         from penjing_quant.verify import violations
 
         context, written = quantiser.context, best.written
-        if not written.integer and not quantiser.floats:
-            context.warn("Nothing in this network can be quantised; it stays as it was.")
+        if written.model is best.model:
             return model
         if found := violations(written.model, quantiser.scheme):
             raise PluginError(
@@ -156,7 +157,7 @@ class StaticQuantisation(Technique):
         if scheme is None:
             raise PlanError(
                 f"{backend.name} runs no quantised graphs on {device.name}.",
-                hint="Leave quant.static out of the recipe.",
+                hint=f"Leave {self.name} out of the recipe.",
             )
         if scheme.symmetric and scheme.activation.startswith("u"):
             raise PlanError(

@@ -1,0 +1,8 @@
+"""Puts this folder's helpers on the path: pytest imports tests by path, without packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
