@@ -106,7 +106,7 @@ def _greedy(
             return mean
         units = orders[i][part].tolist()
         saved = (cost.total - cost.without(units)) / len(units)
-        return mean / max(saved, 1e-30) ** thrift
+        return float(mean / max(saved, 1e-30) ** thrift)
 
     heap = [(price(i, part), i) for i in range(len(groups)) if (part := chunk(i)) is not None]
     heapq.heapify(heap)
