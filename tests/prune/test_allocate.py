@@ -37,7 +37,7 @@ SIZES = st.lists(st.tuples(st.integers(2, 40), st.integers(1, 4)), min_size=1, m
     st.sampled_from([1, 4, 8, 16]),
     st.floats(0, 0.5),
     st.sampled_from(["global", "uniform"]),
-    st.booleans(),
+    st.sampled_from([0.0, 0.25, 1.0]),
     st.integers(0, 99),
 )
 def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
@@ -46,7 +46,7 @@ def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
     multiple: int,
     floor: float,
     ranking: str,
-    by_cost: bool,
+    thrift: float,
     seed: int,
 ) -> None:
     groups, structure, _ = groups_of(sizes)
@@ -55,7 +55,7 @@ def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
     whole, limits = cost.total, Limits(floor, multiple)
     scores = [np.random.default_rng(seed).random(len(g)) for g in groups]
 
-    removed = choose(groups, scores, cost, share * whole, limits, ranking, by_cost=by_cost)  # type: ignore[arg-type]
+    removed = choose(groups, scores, cost, share * whole, limits, ranking, thrift=thrift)  # type: ignore[arg-type]
 
     assert len(set(removed)) == len(removed)
     assert cost.total == pytest.approx(

@@ -66,12 +66,13 @@ def choose(
     limits: Limits,
     ranking: Ranking,
     *,
-    by_cost: bool = False,
+    thrift: float = 0.0,
 ) -> list[int]:
     """Return the units to remove so that `cost` comes as near to `target` as these steps allow.
 
-    "global" removes the step of least mean importance first, or of least importance for what it saves
-    (`by_cost`); "uniform" the same share of every group. `cost` is left with these units removed.
+    "global" removes the step of least mean importance first, divided by what a unit saves to the power of `thrift`:
+    1 is importance for what it saves, 0 importance alone. "uniform" removes the same share of every group. `cost` is
+    left with these units removed.
     """
     orders = [
         group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)
@@ -79,7 +80,7 @@ def choose(
     steps = [allowed(group, limits) for group in groups]
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)
-    return _greedy(groups, orders, [np.sort(s) for s in scores], steps, cost, target, by_cost)
+    return _greedy(groups, orders, [np.sort(s) for s in scores], steps, cost, target, thrift)
 
 
 def _greedy(
@@ -89,7 +90,7 @@ def _greedy(
     steps: Sequence[list[int]],
     cost: Cost,
     target: float,
-    by_cost: bool,
+    thrift: float,
 ) -> list[int]:
     at = [0] * len(groups)
     removed: list[int] = []
@@ -100,10 +101,12 @@ def _greedy(
         return slice(len(groups[i]) - steps[i][at[i]], len(groups[i]) - steps[i][at[i] + 1])
 
     def price(i: int, part: slice) -> float:
-        if not by_cost:
-            return float(scores[i][part].mean())
-        saved = cost.total - cost.without(orders[i][part].tolist())
-        return float(scores[i][part].sum()) / max(saved, 1e-12)
+        mean = float(scores[i][part].mean())
+        if not thrift:
+            return mean
+        units = orders[i][part].tolist()
+        saved = (cost.total - cost.without(units)) / len(units)
+        return float(mean / max(saved, 1e-30) ** thrift)
 
     heap = [(price(i, part), i) for i in range(len(groups)) if (part := chunk(i)) is not None]
     heapq.heapify(heap)

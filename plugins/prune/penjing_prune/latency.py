@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: how near the measured share has to come, and how often the allocation is corrected for it
 NEAR, CORRECTIONS = 0.05, 6
+#: how much time saved counts beside importance, from 0 to 1
+THRIFT = 0.25
 #: seconds for timing a pruned network beside the original, once to correct by
 SECONDS = 6.0
 
@@ -68,7 +70,7 @@ class Latency:
         low, high = 0.0, 1.0  # shares of the table's time known to be too fast, and too slow
         for _ in range(CORRECTIONS):
             cost = Cost(analysis.structure, terms)
-            removed = choose(groups, scores, cost, aim * self._whole, limits, ranking, by_cost=True)
+            removed = choose(groups, scores, cost, aim * self._whole, limits, ranking, thrift=THRIFT)
             key = tuple(sorted(removed))
             if key not in seen:
                 seen[key] = self._measure(analysis, removed)
