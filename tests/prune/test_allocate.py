@@ -1,0 +1,92 @@
+"""Which units go, whatever the groups, scores and limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penjing_prune.allocate import Limits, allowed, choose
+from penjing_prune.cost import Cost, Term
+from penjing_prune.groups import Group, Structure
+from penjing_prune.labels import Union
+from penjing_prune.trace import Traced
+
+
+def groups_of(sizes: list[tuple[int, int]]) -> tuple[list[Group], Structure, Union]:
+    """Return groups of (units, width), in a structure whose ids are theirs."""
+    union, groups = Union(), []
+    for number, (units, width) in enumerate(sizes):
+        ids = union.fresh(units * width).reshape(units, width)
+        union.join(ids, np.broadcast_to(ids[:, :1], ids.shape))
+        groups.append(Group(f"layer{number}", ids[:, 0], {}, width, units * width))
+    return groups, Structure(Traced(union, []), union, union.roots(), groups, []), union
+
+
+def product(counts: object) -> float:
+    return float(np.prod(counts))  # type: ignore[call-overload]  # any sequence of numbers
+
+
+SIZES = st.lists(st.tuples(st.integers(2, 40), st.integers(1, 4)), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    SIZES,
+    st.floats(0.1, 1),
+    st.sampled_from([1, 4, 8, 16]),
+    st.floats(0, 0.5),
+    st.sampled_from(["global", "uniform"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
+    sizes: list[tuple[int, int]],
+    share: float,
+    multiple: int,
+    floor: float,
+    ranking: str,
+    by_cost: bool,
+    seed: int,
+) -> None:
+    groups, structure, _ = groups_of(sizes)
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+    cost = Cost(structure, [Term((side,), product) for side in sides])
+    whole, limits = cost.total, Limits(floor, multiple)
+    scores = [np.random.default_rng(seed).random(len(g)) for g in groups]
+
+    removed = choose(groups, scores, cost, share * whole, limits, ranking, by_cost=by_cost)  # type: ignore[arg-type]
+
+    assert len(set(removed)) == len(removed)
+    assert cost.total == pytest.approx(
+        whole - sum(w for g in groups for w in [g.width] * int(np.isin(g.units, removed).sum()))
+    )
+    for group, score in zip(groups, scores, strict=True):
+        gone = np.isin(group.units, removed)
+        left = int((~gone).sum())
+        assert left in allowed(group, limits)
+        assert left >= max(1, floor * len(group) - 1e-6)
+        if gone.any() and left:
+            assert score[gone].max() <= score[~gone].min()
+        if group.total % multiple == 0 and group.total > multiple:
+            assert left * group.width % multiple == 0 or group.width % multiple or multiple % group.width
+
+
+@pytest.mark.parametrize(
+    ("units", "width", "multiple", "wanted"),
+    [
+        (12, 1, 8, [12, 8]),
+        (20, 1, 8, [20, 16, 8]),
+        (8, 1, 8, [8]),
+        (6, 1, 8, [6, 4, 2]),
+        (24, 1, 32, [24, 16, 8]),
+        (8, 4, 8, [8, 6, 4, 2]),
+        (4, 1, 1, [4, 3, 2, 1]),
+    ],
+)
+def test_layers_keep_to_multiples_and_narrow_ones_to_smaller_ones(
+    units: int, width: int, multiple: int, wanted: list[int]
+) -> None:
+    (group,), _, _ = groups_of([(units, width)])
+
+    assert allowed(group, Limits(0.0, multiple)) == wanted
