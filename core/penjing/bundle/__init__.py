@@ -230,8 +230,7 @@ def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, mode
         return runner.each(session, floats, fixed or 1, fixed)
 
     wanted = ask(plan.backend.open(model, plan.device))
-    onnx_file = Path(model.value).read_bytes()
-    second = runner.OnnxRuntime(onnx_file, manifest, plan.backend.threads, _other_way(plan.device, manifest))
+    second = _second(Path(model.value).read_bytes(), manifest, plan)
     count = _worth_recording(wanted)
     other, wanted = ask(second)[:count], wanted[:count]
     apart = [runner.distance(*pair) for pair in zip(_joined(other), _joined(wanted), strict=True)]
@@ -250,6 +249,23 @@ def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, mode
         f"{LEAST} and twice that is allowed, but no more than {MOST}.",
         "from": "photographs" if plan.data and model.preprocess else "noise",
     }
+
+
+def _second(model: bytes, manifest: dict[str, Any], plan: Plan) -> runner.OnnxRuntime:
+    """Load a model to compute in another way than the backend does; RunnerError where it loads in no way.
+
+    The last resort is ONNX Runtime's own choice of kernels: its integer ones do not take every graph, such as
+    a Concat of integers with scales in float16.
+    """
+    # the version that the bundle asks for is of the device's runtime
+    here = {**manifest, "runtime": {**manifest["runtime"], "minimum": ""}}
+    entries = _other_way(plan.device, manifest)
+    try:
+        return runner.OnnxRuntime(model, here, plan.backend.threads, entries)
+    except runner.RunnerError:
+        if not entries:
+            raise
+        return runner.OnnxRuntime(model, here, plan.backend.threads)
 
 
 def _other_way(device: Device, manifest: dict[str, Any]) -> list[tuple[str, str]]:
