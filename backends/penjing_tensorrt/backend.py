@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from penjing.doctor import why_not_served
-from penjing.errors import PlanError, StepError
+from penjing.errors import PlanError, StepError, did_you_mean
 from penjing.options import option
 from penjing.step import Backend, Deployment
 
@@ -252,6 +252,13 @@ class TensorRT(Backend):
                 "answers mean nothing.",
                 hint="Put quant.static before it, and give --data.",
             )
+        for name in self._layers():
+            if name not in graph.nodes and name != "*":  # trtexec takes * for all
+                near = did_you_mean(name, graph.nodes)
+                raise StepError(
+                    f"tensorrt.layers names {name!r}, which is no layer of the network.",
+                    hint=near if near.startswith("Did") else "Layers bear the names of the graph's nodes.",
+                )
 
     def _layers(self) -> dict[str, str]:
         pairs = [entry.rpartition(":") for entry in self.layers]

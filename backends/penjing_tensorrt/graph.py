@@ -24,6 +24,8 @@ class Graph:
     shape: tuple[int | None, ...]
     #: number formats besides fp32 that it holds: "int8" where it has QuantizeLinear or DequantizeLinear
     formats: frozenset[str]
+    #: names of its nodes, which the builder's layers bear
+    nodes: frozenset[str] = frozenset()
 
 
 def read(path: Path) -> Graph:
@@ -41,7 +43,8 @@ def read(path: Path) -> Graph:
         dimension.dim_value if dimension.HasField("dim_value") else None
         for dimension in inputs[0].type.tensor_type.shape.dim
     )
-    return Graph(inputs[0].name, shape, frozenset(_formats(graph)))
+    nodes = frozenset(node.name for node in graph.node)
+    return Graph(inputs[0].name, shape, frozenset(_formats(graph)), nodes)
 
 
 def _formats(graph: onnx.GraphProto) -> set[str]:  # type: ignore[name-defined]  # noqa: F821  # imported where used

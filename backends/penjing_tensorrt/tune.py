@@ -173,7 +173,10 @@ def search(
     graphs = {name: read(Path(model.value)) for name, model in models.items()}
     wanted, left_out = choices(graphs, device, aim, weak, precisions, batches, levels)
     if not wanted:
-        reasons = "; ".join(f"{what}: {why}" for what, why in left_out)
+        whats: dict[str, list[str]] = {}
+        for what, why in left_out:
+            whats.setdefault(why, []).append(what)
+        reasons = "; ".join(f"{' and '.join(said)}: {why}" for why, said in whats.items())
         raise PlanError(
             f"There is nothing to try: {reasons}.", hint="Compress again, or ask for other choices."
         )
@@ -275,29 +278,27 @@ def _restored(choice: Choice, result: dict[str, Any]) -> Measured:
 
 
 def rows(found: Found) -> Iterator[list[str]]:
-    """Yield the table: one row for each choice, with what it is the best at."""
+    """Yield the table: one row for each choice, with what it is the best at, or that it failed."""
     for entry in found.measured:
-        best = [
-            word for word, top in (("quickest", found.quickest), ("most images", found.most)) if top == entry
-        ]
+        best = [word for word, top in (("quickest", found.quickest), ("most", found.most)) if top == entry]
         yield [
             entry.choice.precision.upper() if entry.choice.precision != "best" else "best",
             entry.choice.column,
             str(entry.choice.batch),
             "–" if entry.choice.level is None else str(entry.choice.level),
-            _shown(entry.median_ms, " ms"),
-            _shown(entry.p90_ms, " ms"),
-            _shown(entry.images_per_s, ""),
+            _shown(entry.median_ms),
+            _shown(entry.p90_ms),
+            _shown(entry.images_per_s),
             "–" if entry.engine_bytes is None else f"{entry.engine_bytes / 1e6:.1f} MB",
-            ", ".join(best) or entry.failed[:120],
+            ", ".join(best) or ("failed" if entry.failed else ""),
         ]
 
 
-HEAD = ("precision", "model", "batch", "level", "GPU time, median", "90 % below", "images/s", "engine", "")
+HEAD = ("format", "model", "batch", "level", "median ms", "p90 ms", "images/s", "engine", "")
 
 
-def _shown(value: float | None, unit: str) -> str:
-    return "–" if value is None else f"{value:.4g}{unit}"
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def as_json(found: Found) -> dict[str, Any]:

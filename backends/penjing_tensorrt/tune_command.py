@@ -74,6 +74,7 @@ def tune(
     from contextlib import nullcontext
 
     from penjing.console import Lines, Terminal
+    from penjing.errors import StepError
     from penjing.run import locked
     from penjing.step import Silent
     from rich.console import Console
@@ -90,11 +91,17 @@ def tune(
             run, models, device, backend, found, progress,
             precisions=precisions, batches=batches, levels=levels, seconds=seconds,
         )  # fmt: skip
-        search.keep(result, run)
+        if result.quickest is not None:
+            search.keep(result, run)
     if as_json:
         click.echo(json.dumps(search.as_json(result), indent=1))
     elif not quiet:
         _show(result)
+    if result.quickest is None:
+        raise StepError(
+            f"Nothing could be timed: {result.measured[0].choice}: {result.measured[0].failed}",
+            hint="A choice that failed is tried again next time.",
+        )
 
 
 def _open(run: Path) -> tuple[Device, TensorRT, dict[str, Model]]:
@@ -134,6 +141,8 @@ def _found(program: Path | None) -> Installed:
     found = installed.look()
     if program is None:
         return found
+    if not program.is_file():
+        raise InputError(f"There is no file {program}.", hint="Give the path of trtexec, or leave it out.")
     if not (version := parse_trtexec(output([str(program.resolve()), "--help"]))):
         raise InputError(
             f"{program} does not say that it is trtexec.", hint="Run it by hand: a library may be missing."
@@ -165,21 +174,34 @@ def _refuse(run: Path, device: Device, backend: TensorRT, models: dict[str, Mode
 
 
 def _show(found: Found) -> None:
+    from penjing.console import wrapped
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from penjing_tensorrt.tune import HEAD, rows
 
-    table = Table(title=f"{found.gpu}, TensorRT {found.tensorrt}", title_justify="left")
-    for index, name in enumerate(HEAD):
-        table.add_column(name, justify="left" if index in (0, 1, 8) else "right")
-    for row in rows(found):
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    for what, why in found.left_out:
-        console.print(f"left out: {what}: {why}", markup=False, highlight=False)
-    if found.most is not None and found.quickest is not None:
-        console.print(
-            f"Quickest: {found.quickest.choice}. Most images a second: {found.most.choice}.", markup=False
+    table = Table(
+        title=f"{found.gpu}, TensorRT {found.tensorrt}, time on the GPU", title_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1),
+    )  # fmt: skip
+    every = list(rows(found))
+    # an optimisation level that nobody asked for is no column
+    shown = [index for index in range(len(HEAD)) if index != 3 or any(row[3] != "–" for row in every)]
+    for index in shown:
+        widest = max(len(row[index]) for row in every)
+        table.add_column(
+            HEAD[index],
+            justify="left" if index in (0, 1, 8) else "right",
+            min_width=None if index == 8 else max(len(HEAD[index]), widest),
         )
+    for row in every:
+        table.add_row(*(row[index] for index in shown))
+    Console().print(table)
+    for entry in found.measured:
+        if entry.failed:
+            click.echo(wrapped(f"failed: {entry.choice}: {entry.failed}"))
+    for what, why in found.left_out:
+        click.echo(wrapped(f"left out: {what}: {why}"))
+    if found.most is not None and found.quickest is not None:
+        click.echo(wrapped(f"Quickest: {found.quickest.choice}. Most images a second: {found.most.choice}."))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from penjing import Host
-from penjing.errors import InputError
+from penjing.errors import InputError, PlanError
 from penjing_quant import lint as module
 from penjing_quant.lint import lint
 from penjing_tensorrt.operators import oldest, readable
@@ -360,3 +360,18 @@ def test_the_command_speaks_json(command, tmp_path):
     assert (broken["rule"], broken["node"], broken["operator"]) == ("silu", "n_i", "QuantizeLinear")
     assert broken["source"]
     assert broken["cure"]
+
+
+def test_a_file_for_the_dla_is_held_to_the_rules_of_the_dla(tmp_path):
+    """A DLA wants Q/DQ at every tensor, which would keep a GPU from running a convolution with its SiLU."""
+    from click.testing import CliRunner
+
+    nodes = [*trip("x", "d"), ("Sigmoid", ["d"], "g"), ("Mul", ["d", "g"], "y")]
+    onnx.save(graph(*nodes), tmp_path / "net.onnx")
+
+    def said(*words):
+        return CliRunner().invoke(module.command, [str(tmp_path / "net.onnx"), "--device", *words])
+
+    assert "silu" in said("jetson-agx-orin").output
+    assert "silu" not in said("jetson-agx-orin", "--backend", "dla").output
+    assert isinstance(said("jetson-nano", "--backend", "dla").exception, PlanError)

@@ -191,3 +191,29 @@ def test_loading_the_plugin_imports_no_framework():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_other_ranges_are_tried_where_symmetric_integers_fare_badly_and_the_best_is_kept(
+    net, apply, tensorrt, photographs
+):
+    step = StaticQuantisation(equalise=False, bias_correction=False)
+    _, context = apply(step, net, tensorrt, photographs)
+    tried = context.details["sqnr_db"]
+    assert tried["plain"] < 20
+    assert set(tried) == {"plain", "average", "mse"}
+    best = max(tried, key=tried.__getitem__)
+    assert context.details["method"] == {"plain": "percentile"}.get(best, best)
+
+
+@pytest.mark.parametrize("changes", [{"method": "minmax"}, {"other_ranges": False}])
+def test_ranges_that_the_user_chose_stay(changes, net, apply, tensorrt, photographs):
+    step = StaticQuantisation(equalise=False, bias_correction=False, **changes)
+    _, context = apply(step, net, tensorrt, photographs)
+    assert set(context.details["sqnr_db"]) == {"plain"}
+
+
+def test_no_other_ranges_are_tried_for_integers_with_zero_points(net, apply, cpu, photographs):
+    step = StaticQuantisation(equalise=False, bias_correction=False, float_layers=0)
+    _, context = apply(step, net, cpu, photographs)
+    assert context.details["sqnr_db"]["plain"] < 20
+    assert set(context.details["sqnr_db"]) == {"plain"}

@@ -158,7 +158,7 @@ def test_the_bundle_is_told_how_to_build(tmp_path: Path, device) -> None:
 
 def test_options_that_the_bundle_does_not_follow_are_told(graph, context) -> None:
     where = context()
-    TensorRT(tf32=False, layers=("conv:fp32",)).apply(graph, where)
+    TensorRT(tf32=False, layers=("node_conv2d:fp32",)).apply(graph, where)
 
     assert "tensorrt.layers, tensorrt.tf32" in where.warnings[0]
     assert "command in the bundle's README" in where.warnings[0]
@@ -219,3 +219,11 @@ def test_the_plugin_brings_backend_and_command() -> None:
 
     assert host.steps["tensorrt"] is TensorRT
     assert "tune" in group.commands
+
+
+def test_a_layer_that_the_network_does_not_have_cannot_be_held_to_a_precision(graph, device) -> None:
+    with pytest.raises(StepError, match="'node_conv', which is no layer") as refused:
+        TensorRT(layers=("node_conv:fp32",)).build_of(graph, device("rtx-3090"))
+
+    assert "node_conv2d" in refused.value.hint
+    assert TensorRT(layers=("*:fp32",)).build_of(graph, device("rtx-3090")).layers == {"*": "fp32"}

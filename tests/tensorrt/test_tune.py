@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from penjing.api import Request, compress
 from penjing.cli import cli
-from penjing.errors import InputError, PlanError
+from penjing.errors import InputError, PlanError, StepError
 from penjing.testing import photographs
 
 NET = """
@@ -124,6 +124,42 @@ def test_a_choice_that_fails_is_told_and_tried_again(run, on_board, monkeypatch)
     assert result["quickest"] == "fp16, batch 1"
     monkeypatch.setenv("FAKE_TRTEXEC_FAILS", "nothing")
     assert found(run, "--precision", "best", "--batch", "1")["measured"][0]["failed"] == ""
+
+
+def test_where_nothing_could_be_timed_it_fails_and_what_was_found_before_stays(
+    run, on_board, monkeypatch
+) -> None:
+    found(run, "--precision", "fp32", "--batch", "1")
+    before = (run / "tune" / "tune.json").read_bytes()
+    monkeypatch.setenv("FAKE_TRTEXEC_FAILS", "--onnx")
+
+    answer = tune(run, "--precision", "fp16", "--batch", "1")
+
+    assert isinstance(answer.exception, StepError)
+    assert "out of memory" in answer.exception.message
+    assert (run / "tune" / "tune.json").read_bytes() == before
+
+
+def test_the_table_fits_80_columns_and_says_below_it_why_a_choice_failed(run, on_board, monkeypatch) -> None:
+    monkeypatch.setenv("FAKE_TRTEXEC_FAILS", "--fp16")
+
+    lines = tune(run, "--batch", "1", "--level", "3").stdout.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert any(line.startswith("failed: fp16, batch 1, level 3: trtexec failed") for line in lines)
+
+
+def test_what_cannot_be_tried_is_said_once_for_each_reason(made: Path, run, on_board) -> None:
+    answer = tune(run, "--precision", "int8", "--precision", "fp32", "--level", "3", "--batch", "1")
+    assert answer.exit_code == 0
+
+    (run / "optimised" / "model.onnx").unlink()
+    (run / "direct" / "model.onnx").unlink()
+    refused = tune(run, "--precision", "int8")
+
+    assert isinstance(refused.exception, PlanError)
+    assert refused.exception.message.count("no model of the run is quantised") == 1
 
 
 def test_a_table_goes_to_people_and_into_the_report(run, on_board) -> None:

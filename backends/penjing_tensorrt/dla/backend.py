@@ -159,7 +159,10 @@ class Dla(Backend):
         reasons = "; ".join(f"{layer.name} ({layer.op}): {layer.why}" for layer in left[:3])
         message = f"{len(left)} layers cannot run on the DLA, and dla.gpu_fallback is off: {reasons}."
         if ready.stripped is not None:
-            raise StepError(message, hint="Allow it, or put dla.adapt before quant.static.")
+            raise StepError(
+                message,
+                hint="Allow it with --set dla.gpu_fallback=true; dla.adapt before quant.static rewrites what it can.",
+            )
         context.warn(message)
 
     def _build_of(self, ready: Ready, device: Device) -> Build:

@@ -207,8 +207,11 @@ def _open_dimensions(graph: ir.Graph, device: Device, fixed_batch: bool) -> Iter
 @click.command("lint")
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("--device", default="this-machine", show_default=True, metavar="NAME", help="Device profile.")
+@click.option(
+    "--backend", metavar="NAME", help="Rules of this backend, such as dla, in place of the device's own."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-def command(model: Path, device: str, as_json: bool) -> None:
+def command(model: Path, device: str, backend: str | None, as_json: bool) -> None:
     """Tell which rules of a device the file MODEL.onnx breaks, by node, and what to do.
 
     Rules are those of the device's backend on quantised graphs, its opset and operators. Exits with 0 where none is
@@ -218,7 +221,10 @@ def command(model: Path, device: str, as_json: bool) -> None:
 
     host = Host()
     target = host.device(device)
-    found = lint(model, target, host.backend(target.backend))
+    used = host.backend(backend or target.backend)
+    if backend is not None:
+        used.check(target, used)
+    found = lint(model, target, used)
     if as_json:
         broken = [dataclasses.asdict(finding) for finding in found]
         click.echo(json.dumps({"model": str(model), "device": str(target), "broken": broken}, indent=1))
