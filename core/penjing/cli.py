@@ -304,6 +304,7 @@ def doctor(device: str | None, engine: Path | None, as_json: bool) -> None:  # f
     """
     import dataclasses
 
+    from penjing.console import wrapped
     from penjing.doctor import examine, examine_engine
     from penjing.host import Host
 
@@ -321,9 +322,10 @@ def doctor(device: str | None, engine: Path | None, as_json: bool) -> None:  # f
         }
         for finding in findings:
             mark, colour = marks[finding.status]
-            click.echo(f"{click.style(mark, fg=colour)} {finding.subject}: {finding.what}")
-            if finding.cure:
-                click.echo(f"    {finding.cure}")
+            line = wrapped(f"{mark} {finding.subject}: {finding.what}")
+            click.echo(line.replace(mark, click.style(mark, fg=colour), 1))
+            for line in finding.cure.splitlines():
+                click.echo(wrapped(line, first="    ", then="    "))
     sys.exit(1 if any(finding.status == "problem" for finding in findings) else 0)
 
 

@@ -124,6 +124,19 @@ def test_what_the_manifest_says_of_the_build_is_checked(
 # -- with the Python package
 
 
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+def test_an_engine_that_leaves_out_the_last_view_answers_in_the_shape_of_the_network(
+    make_tensorrt: MakeTensorRt, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    found = fake(monkeypatch, version)
+    monkeypatch.setattr(found._Context, "_result_shape", lambda self: (self._shape[0], 3, 1, 1))
+    opened = runner.Bundle(str(make_tensorrt(version.rpartition(".")[0])))
+
+    outputs = runner.Model(opened).outputs(opened.array("golden/input.npy"))
+
+    assert outputs[0][0].shape == (1, 3)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("batch", [1, None])
 def test_every_version_builds_and_answers(

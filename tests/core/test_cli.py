@@ -9,6 +9,7 @@ import click
 import pytest
 from penjing import cli as module
 from penjing.cli import cli, main
+from penjing.console import wrapped
 from penjing.errors import InputError, PenjingError, PlanError, PluginError, StepError
 
 
@@ -147,3 +148,11 @@ sys.stderr.write(",".join(sorted(heavy)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout
+
+
+def test_lines_fit_the_terminal_words_stay_whole_and_a_terminal_obeys_nothing(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+
+    text = wrapped("a\x1b[31m name " + "x" * 30 + " and more words", first="! ", then="  ")
+
+    assert text.splitlines() == ["! a\N{REPLACEMENT CHARACTER}[31m name", "  " + "x" * 30, "  and more words"]

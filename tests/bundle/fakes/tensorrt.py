@@ -203,7 +203,8 @@ class _Context:
             np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), shape)
             for pointer, shape in zip(pointers, (self._shape, self._result_shape()))  # noqa: B905  # two of each
         )
-        second[...] = self._engine._session.run(None, {self._engine._names[0]: first})[0]
+        answer = self._engine._session.run(None, {self._engine._names[0]: first})[0]
+        second[...] = answer.reshape(second.shape)
         return True
 
 
