@@ -90,8 +90,8 @@ class TorchPruning(Technique):
         module.zero_grad(set_to_none=True)
         return module
 
-    def restore(self, model: Model, folder: Path) -> Model:
-        """Return what `apply` made in this process, with nothing learnt since."""
+    def skeleton(self, model: Model, folder: Path, open_model: Any) -> Model:
+        """Return what `apply` made in this process."""
         return model.become("torch", copy.deepcopy(MADE[(folder / "key").read_text()]))
 
 

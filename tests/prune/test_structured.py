@@ -17,6 +17,7 @@ from penjing.options import build
 from penjing.step import Context
 from penjing.store import Store
 from penjing.testing import check_step, small_context, small_model, torch_model
+from penjing_prune.pruning import replay
 from penjing_prune.structured import EDITS, Structured
 from torch import nn
 
@@ -229,8 +230,10 @@ spec = importlib.util.spec_from_file_location("source", {str(source)!r})
 source = importlib.util.module_from_spec(spec); sys.modules["source"] = source; spec.loader.exec_module(source)
 from pathlib import Path
 from penjing_prune.pruning import replay
+from safetensors.torch import load_file
 torch.manual_seed(5)
 network = replay(source.c2f("split").eval(), Path({str(place)!r}))
+network.load_state_dict(load_file({str(place / "weights.safetensors")!r}))
 wanted = torch.load({str(tmp_path / "wanted.pt")!r}, weights_only=True)
 assert torch.equal(network(wanted["x"]), wanted["y"])
 assert network[0].c < 8
@@ -254,7 +257,7 @@ def test_damaged_edits_are_refused(name: str, text: str, tmp_path: Path) -> None
     (tmp_path / EDITS).write_text(text)
 
     with pytest.raises(InputError):
-        Structured().restore(small_model(tmp_path), tmp_path)
+        replay(small_model(tmp_path).value, tmp_path)
 
 
 def test_two_targets_are_refused_before_anything_runs(context: Context) -> None:

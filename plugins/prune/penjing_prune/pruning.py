@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 #: how often a removal that fails its proof is tried again without the groups at fault
 ATTEMPTS = 3
-WEIGHTS = "weights.safetensors"
 
 
 class Pruning:
@@ -200,20 +199,11 @@ class Pruning:
 
 
 def replay(module: nn.Module, folder: Path) -> nn.Module:
-    """Return a copy of `module` with the edits and weights left in `folder`; InputError where they do not fit."""
-    from safetensors.torch import load_file
-
+    """Return a copy of `module` with the edits left in `folder`; InputError where they do not fit."""
     pruned = copy.deepcopy(module)
     for edit in read(folder / EDITS):
         apply(pruned, edit)
-    try:
-        pruned.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"The weights in {folder} do not fit the network: {str(error).splitlines()[0]}",
-            hint="They were made for another network.",
-        ) from error
-    return pruned.eval()
+    return pruned
 
 
 def read(path: Path) -> Sequence[Edit]:
