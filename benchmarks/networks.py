@@ -99,7 +99,7 @@ def resnet20(place: Place, folder: Path) -> Request:
         with np.load(place.find(f"data/cifar10/{file}.npz")) as archive:
             data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
             classes = archive["classes"]
-        for i in range(place.most(count)):
+        for i in range(max(100, place.most(count))):  # fewer would not show all ten classes
             target = folder / split / f"{labels[i]}-{classes[labels[i]]}" / f"{i:05}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())

@@ -127,7 +127,8 @@ def _asks(command: F) -> F:
         click.option("--preprocess", type=_PATH, metavar="FILE",
                      help="TOML: resize, crop, interpolation, scale, mean, std, channels."),
         click.option("--recipe", type=_PATH, metavar="FILE",
-                     help="TOML of [[recipe]] steps in place of the device's, or a built-in recipe: smaller."),
+                     help="TOML of [[recipe]] steps in place of the device's, or one that "
+                     "comes with Penjing: mixed, qat, smaller."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="Change an option of a step; may be repeated."),
         click.option("--max-drop", type=_Finite(min=0), metavar="POINTS",

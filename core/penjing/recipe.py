@@ -85,16 +85,31 @@ def from_toml(path: Path) -> Recipe:
 
 
 def with_device(recipe: Recipe, own: Recipe) -> Recipe:
-    """Return `recipe` with the steps of `own`, the device's recipe, where it says `use = "device"`."""
+    """Return `recipe` with the steps of `own`, the device's recipe, where it says `use = "device"`.
+
+    `instead = { "quant.static" = "quant.mixed" }` beside it puts other steps in the place of some of those.
+    """
     uses: list[Use] = []
     for use in recipe.uses:
-        if use.name == DEVICE and (use.options or use.optional):
-            raise PlanError(
-                f'{recipe.origin}: use = "{DEVICE}" takes no options.',
-                hint="Change those of its steps with --set STEP.OPTION=VALUE.",
-            )
-        uses += own.uses if use.name == DEVICE else [use]
+        uses += _replaced(own, use, recipe.origin) if use.name == DEVICE else [use]
     return Recipe(tuple(uses), recipe.origin)
+
+
+def _replaced(own: Recipe, place: Use, origin: str) -> list[Use]:
+    instead = place.options.get("instead", {})
+    readable = isinstance(instead, Mapping) and all(isinstance(name, str) for name in instead.values())
+    if place.optional or not readable or set(place.options) - {"instead"}:
+        raise PlanError(
+            f'{origin}: use = "{DEVICE}" takes nothing but instead = {{ "step" = "other step" }}.',
+            hint="Change options of its steps with --set STEP.OPTION=VALUE.",
+        )
+    names = {use.name for use in own.uses}
+    if missing := sorted(set(instead) - names):
+        raise PlanError(
+            f"{origin}: {own.origin} has no step {missing[0]!r} to replace.",
+            hint=did_you_mean(missing[0], names),
+        )
+    return [Use(instead[use.name]) if use.name in instead else use for use in own.uses]
 
 
 def ending_with(recipe: Recipe, settings: Iterable[str], backends: Collection[str]) -> Recipe:

@@ -78,7 +78,7 @@ def check_tensorboard() -> None:
     except ImportError as error:
         raise StepError(
             "Curves for TensorBoard need a package that is not installed.",
-            hint="pip install tensorboard, or leave out tensorboard=true.",
+            hint="pip install 'penjing[tensorboard]', or leave out tensorboard=true.",
         ) from error
 
 

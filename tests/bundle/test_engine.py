@@ -99,7 +99,10 @@ def test_it_works_from_its_folder(make_tensorrt: MakeTensorRt, photographs: Path
     answer = start(str(photographs / "green" / "0.png"), "--top", "1")
 
     assert (first.returncode, again.returncode, answer.returncode) == (0, 0, 0), first.stderr + again.stderr
-    assert json.loads(first.stdout)["gpu"] == "Orin"
+    built = json.loads(first.stdout)
+    assert built["gpu"] == "Orin"
+    assert built["built_s"] is not None
+    assert "kept from before" in start("--build").stdout
     assert "building the engine for TensorRT 10.3.0 on Orin: minutes, once" in first.stderr
     assert again.stderr == ""
     assert "green" in answer.stdout

@@ -145,7 +145,11 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
     from rich.console import Console
 
     planned = made(
-        '"toy.magic"\noptional = true', '"toy.tidy"', '"toy.round"\ndigits = 2', '"toy.run"', goal=Goal(max_drop=1)
+        '"toy.magic"\noptional = true',
+        '"toy.tidy"',
+        '"toy.round"\ndigits = 2',
+        '"toy.run"',
+        goal=Goal(max_drop=1),
     )
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(plan_view.render(planned))

@@ -128,10 +128,26 @@ def test_a_recipe_takes_the_steps_of_the_device_where_it_says_so(tmp_path: Path)
     assert [use.name for use in with_device(recipe, RECIPE).uses] == ["prune.lottery", "a.b", "c", "a.b"]
 
 
-def test_the_place_of_the_device_takes_no_options(tmp_path: Path) -> None:
-    recipe = read(tmp_path, '[[recipe]]\nuse = "device"\nspeed = 2\n')
+def test_a_recipe_may_put_another_step_in_the_place_of_one_of_the_devices(tmp_path: Path) -> None:
+    recipe = read(tmp_path, '[[recipe]]\nuse = "device"\ninstead = { "a.b" = "d" }\n')
 
-    with pytest.raises(PlanError, match="takes no options"):
+    assert with_device(recipe, RECIPE).uses == (Use("d"), Use("c"), Use("d"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("speed = 2", "takes nothing but instead"),
+        ("optional = true", "takes nothing but instead"),
+        ("instead = 3", "takes nothing but instead"),
+        ('instead = { "c" = 3 }', "takes nothing but instead"),
+        ('instead = { "e" = "d" }', "here has no step 'e'"),
+    ],
+)
+def test_what_the_place_of_the_device_cannot_take_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    recipe = read(tmp_path, f'[[recipe]]\nuse = "device"\n{line}\n')
+
+    with pytest.raises(PlanError, match=message):
         with_device(recipe, RECIPE)
 
 

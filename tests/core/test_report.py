@@ -80,7 +80,8 @@ EXHIBITS = json.loads(json.dumps([
     to_dict(Lines("Loss over training", "epoch", "loss",
                   {"train": [(0, 2.3), (1, 1.1), (2, 0.7)], "select": [(0, 2.2), (2, 0.9)], "once": [(1, 1.0)]})),
     to_dict(Table("What stayed float", ("layer", "why"), (("blocks.0.depthwise", "it cost 2.4 points"),))),
-    to_dict(Lanes("Where layers run", ("DLA", "GPU"), [("conv1", "DLA", 5.0), ("softmax", "GPU", 1.0), ("conv2", "DLA", 2.0)])),
+    to_dict(Lanes("Where layers run", ("DLA", "GPU"), [("conv1", "DLA", 5.0), ("softmax", "GPU", 1.0),
+                                                             ("conv2", "DLA", 2.0)])),
 ]))  # fmt: skip
 QUANT = {"use": "quant.static", "options": {"calibrate": "entropy"}}
 EXPORT = {"use": "onnx.export", "options": {"opset": 18}}

@@ -152,6 +152,30 @@ def test_a_scheme_without_exclusions_leaves_nothing_float(layer):
     assert exclusion(layer("Conv", ones(8, 8, 3, 3), channels=8), none) is None
 
 
+def test_a_concatenation_keeps_its_scale_through_a_channel_shuffle(build, quantise, photographs):
+    """As ShuffleNet has it, where only shapes and order change between a Concat and what reads it."""
+    from penjing_quant.verify import violations
+
+    random = np.random.default_rng(0)
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"], {}), ("Conv", ["x", "w1"], ["b"], {}), ("Concat", ["a", "b"], ["k"], {"axis": 1}),
+        ("Reshape", ["k", "split"], ["s"], {}), ("Transpose", ["s"], ["t"], {"perm": [0, 2, 1, 3, 4]}),
+        ("Reshape", ["t", "join"], ["j"], {}), ("Relu", ["k"], ["r"], {}), ("Conv", ["j", "w2"], ["c"], {}),
+        ("Conv", ["r", "w2"], ["d"], {}), ("Sub", ["c", "d"], ["y"], {}),
+    ]  # fmt: skip
+    weights = {
+        "w0": random.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "w1": 3 * random.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "w2": random.standard_normal((32, 32, 3, 3)).astype(np.float32),
+        "split": np.array([1, 2, 16, 6, 6], np.int64), "join": np.array([1, 32, 6, 6], np.int64),
+    }  # fmt: skip
+    model = quantise(build(nodes, weights, batch=1).model, TENSORRT, photographs).model
+
+    scales = {n.input[0]: n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    assert scales["a"] == scales["b"] == scales["j"]
+    assert violations(model, TENSORRT) == []
+
+
 def test_an_accelerator_scales_and_shifts_by_constants_and_joins_unlike_ranges_at_one(
     build, quantise, photographs
 ):

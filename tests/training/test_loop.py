@@ -208,7 +208,14 @@ def test_tensorboard_that_is_not_installed_is_told_before_training(kit, context,
         train(
             kit.network(), dataclasses.replace(QUICK, tensorboard=True), kit.as_model(kit.network()), context
         )
-    assert "pip install tensorboard" in error.value.hint
+    assert "penjing[tensorboard]" in error.value.hint
+
+
+def test_tensorboard_gets_the_curves_of_the_report(kit, context):
+    pytest.importorskip("tensorboard")
+    train(kit.network(), dataclasses.replace(QUICK, tensorboard=True), kit.as_model(kit.network()), context)
+    (events,) = (context.folder / "tensorboard" / "training").glob("events.*")
+    assert b"loss/select" in events.read_bytes()
 
 
 def test_progress_tells_epochs_scores_and_the_time_left(kit, make_context):

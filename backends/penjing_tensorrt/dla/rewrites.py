@@ -194,7 +194,9 @@ def hard_sigmoid(node: ir.Node, target: Target) -> bool:
     swish = node.op_type == "HardSwish"
     alpha = 1 / 6 if swish else float(attribute(node, "alpha", 0.2))
     beta = 0.5 if swish else float(attribute(node, "beta", 0.5))
-    if not (alpha > 0 and limits()["activation"]["clip"][0] <= 1 / alpha <= limits()["activation"]["clip"][1]):
+    if not (
+        alpha > 0 and limits()["activation"]["clip"][0] <= 1 / alpha <= limits()["activation"]["clip"][1]
+    ):
         return False
     dtype = data.dtype.numpy() if data.dtype is not None else np.float32
     chain = Chain(node)

@@ -237,7 +237,8 @@ class Shelf:
 def engine_of(order: Order, build: Any) -> Tuple[bytes, Dict[str, Any]]:
     """Return the engine, built where none fits, and what is to be told of that."""
     shelf = Shelf(order)
-    engine, facts = shelf.find(), dict(order.facts, engine=os.path.basename(shelf.path), built_s=0.0)
+    engine = shelf.find()
+    facts: Dict[str, Any] = dict(order.facts, engine=os.path.basename(shelf.path), built_s=None)
     if not engine:
         say(
             f"note: building the engine for TensorRT {order.version} on {order.facts['gpu']}: minutes, once.",

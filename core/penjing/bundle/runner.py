@@ -835,7 +835,7 @@ def show_build(session: Any, as_json: bool) -> None:
     elif not session.facts:
         say(f"{session.name} {session.version} takes the model as it is: nothing is built.")
     else:
-        fresh = f"built in {facts['built_s']} s" if facts["built_s"] else "kept from before"
+        fresh = f"built in {facts['built_s']} s" if facts["built_s"] is not None else "kept from before"
         say(f"{facts['engine']} for {facts['gpu']}, {session.name} {session.version}: {fresh}.")
 
 

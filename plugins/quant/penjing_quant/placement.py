@@ -46,6 +46,9 @@ UNLIKE = 8.0
 POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 #: operators that TensorRT moves quantisation through
 COMMUTING = SAME_SCALE | CLIPPING
+#: operators that keep all values they are given, so that a scale before them serves behind them as well
+KEEPING = SAME_SCALE - {"Gather", "Slice", "Split"}
+
 #: operators that scale or shift where one input is constant
 SCALES = frozenset({"Add", "Sub", "Mul", "Div"})
 #: weighted operators whose integer kernel can put out float
@@ -255,7 +258,7 @@ def _place_inputs(candidates: list[ir.Node]) -> Placement:
         if node.op_type == "Add":
             inputs = list(_skip_input(node))
         elif node.op_type == "Concat":
-            groups.join(node.outputs[0], *(value for _, value in inputs))
+            groups.join(node.outputs[0], *(value for _, value in inputs), *_kept(node.outputs[0]))
         elif node.op_type not in POOLS or not _from_integers(inputs[0][1], integer):
             continue
         if inputs:
@@ -268,6 +271,15 @@ def _place_inputs(candidates: list[ir.Node]) -> Placement:
         if (node, i) in uses
     }
     return Placement([node for node in candidates if node in integer], tensors, frozenset(uses), [])
+
+
+def _kept(value: ir.Value) -> Iterator[ir.Value]:
+    """Yield the tensors that hold the values of `value` in another order or shape."""
+    for use in value.uses():
+        if use.node.op_type in KEEPING and use.idx == 0:
+            for output in use.node.outputs:
+                yield output
+                yield from _kept(output)
 
 
 def _from_integers(value: ir.Value, integer: set[ir.Node]) -> bool:
@@ -289,7 +301,7 @@ def _place_every(candidates: list[ir.Node]) -> Placement:
         if node.op_type in SAME_SCALE:
             groups.join(read[0], *node.outputs)
         elif node.op_type == "Concat":
-            groups.join(node.outputs[0], *read)
+            groups.join(node.outputs[0], *read, *_kept(node.outputs[0]))
     kept = [value for value in tensors if not _is_fused(value)]
     return Placement(candidates, {value: groups.root(value) for value in kept}, None, [])
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from penjing_quant.exclusions import exclusion
-from penjing_quant.graph import SAME_SCALE, WEIGHTED, constant
-from penjing_quant.placement import COMMUTING, POOLS
+from penjing_quant.graph import WEIGHTED, constant
+from penjing_quant.placement import COMMUTING, KEEPING, POOLS
 from penjing_quant.rules import (
     AGAIN,
     GUIDE,
@@ -195,7 +195,7 @@ def _quantisers_after(value: ir.Value) -> Iterator[ir.Node]:
     for use in value.uses():
         if use.node.op_type == "QuantizeLinear":
             yield use.node
-        elif use.node.op_type in SAME_SCALE and use.idx == 0:
+        elif use.node.op_type in KEEPING and use.idx == 0:
             for output in use.node.outputs:
                 yield from _quantisers_after(output)
 
