@@ -20,7 +20,7 @@ from penjing_prune.allocate import Limits, allowed, choose
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
 from penjing_prune.guard import TOLERANCE, Analysis, analyse
-from penjing_prune.importance import rank
+from penjing_prune.importance import THRIFT, rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured
 from penjing_prune.surgery import VERSION, Edit, apply
@@ -98,15 +98,20 @@ class Pruning:
         """Remove channels until `share` of what the original costs is left."""
         scores = rank(self.step.importance, self.module, analysis.structure, self._batches())
         barred: set[int] = set()
+        thrift = THRIFT.get(self.step.importance, 0.0)
         for _ in range(ATTEMPTS):
             groups = [g for i, g in enumerate(analysis.structure.groups) if i not in barred]
             ranked = [s for i, s in enumerate(scores) if i not in barred]
             if self.latency is not None:
-                removed = self.latency.choose(analysis, groups, ranked, share, self.limits, self.step.ranking)
+                removed = self.latency.choose(
+                    analysis, groups, ranked, share, self.limits, self.step.ranking, thrift
+                )
             else:
                 terms = macs if what == "macs" else parameters
                 cost = Cost(analysis.structure, terms(analysis.structure))
-                removed = choose(groups, ranked, cost, share * costs[what], self.limits, self.step.ranking)
+                removed = choose(
+                    groups, ranked, cost, share * costs[what], self.limits, self.step.ranking, thrift=thrift
+                )
             edit = analysis.edit(removed)
             faults = self._faults(analysis, edit, removed)
             if not faults:

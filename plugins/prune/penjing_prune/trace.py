@@ -43,7 +43,7 @@ class Site:
     line: str
 
     def __str__(self) -> str:
-        return f"{self.module or 'the network'} ({self.line})"
+        return (self.module or "the network") + (f" ({self.line})" if self.line else "")
 
 
 @dataclasses.dataclass
@@ -126,7 +126,7 @@ def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...]
     except Exception:  # whatever a network raises that needs more than an image to train
         tracer.result.union.fix(
             (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
-            "it does not run on an image alone",
+            "it runs in training only, and could not be tried with this image",
         )
     finally:
         module.load_state_dict(state)
@@ -316,13 +316,20 @@ _HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 def _line() -> str:
-    """Return the innermost line of code outside PyTorch itself, as file:line."""
-    frame = sys._getframe(1)
+    """Return the innermost line of the network's own code, as file:line; "" where all of it is PyTorch's."""
+    frame, inside = sys._getframe(1), False
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)) and not name.startswith("<"):
+        if name.startswith(_HERE):
+            if inside:  # out of the network again: this is who called it
+                return ""
+        elif name.startswith("<"):
+            return f"line {frame.f_lineno} of its program"
+        elif not name.startswith(_TORCH):
             return f"{Path(name).name}:{frame.f_lineno}"
+        else:
+            inside = True
         if frame.f_back is None:
             break
         frame = frame.f_back
-    return "?"
+    return ""
