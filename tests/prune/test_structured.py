@@ -104,7 +104,7 @@ def test_no_layer_goes_below_its_floor(context: Context) -> None:
     small = Structured(macs=0.05, floor=0.25, channel_multiple=1).apply(torch_model(module), context).value
 
     assert min(small[0].out_channels, small[3].out_channels) >= 16
-    assert "at its floor" in context.warnings[-1]
+    assert "25.0% of every layer kept" in context.warnings[-1]
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "batchnorm"])

@@ -179,10 +179,11 @@ class Pruning:
             details[f"{name}_before"], details[f"{name}_after"] = costs[name], left[name]
         details["difference_from_masked"] = self.worst
         details["left_alone"] = [dataclasses.asdict(one) for one in self.alone]
-        if achieved[what] > share * 1.05 and achieved[what] > share + 0.01:
+        if abs(achieved[what] - share) > max(0.05 * share, 0.01):
             self.context.warn(
-                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}: "
-                "every layer is at its floor, or stays as it is."
+                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}. Nothing comes nearer with "
+                f"channels in multiples of {self.limits.multiple}, {self.step.floor:.1%} of every layer kept, "
+                "and the layers that stay as they are."
             )
         after = _widths(self.module)
         details["channels"] = {name: [n, after[name]] for name, n in before.items()}

@@ -106,9 +106,11 @@ def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
     try:
         with evaluating(module), tracer.watching(module), torch.no_grad():
             tracer.run(module, example)
-        unseen = [name for name, p in module.named_parameters() if id(p) not in tracer.touched]
-        if unseen:
+        decided = tracer.decided
+        if unseen := tracer.unseen(module):
             _trace_training(module, tracer, example, unseen)
+        if decided and (unseen := tracer.unseen(module)):
+            tracer.fix_all(f"the network looks at its own values in {decided} and may yet run {unseen[0]}")
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     tracer.protect_attention(module)
@@ -153,6 +155,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.union = Union()
         self.result = Traced(self.union, [])
         self.touched: set[int] = set()
+        #: where the code read a value that was computed, on which it may decide what to run
+        self.decided: Site | None = None
         self._labels = WeakTensorKeyDictionary()
         self._leaf: dict[int, Leaf] = {}
         self._modules = dict(module.named_modules())
@@ -207,6 +211,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         for tensor in tensors:
             if id(tensor) in self._leaf:
                 self.touched.add(id(tensor))
+        if func.overloadpacket.__name__ == "_local_scalar_dense":
+            self.decided = self.decided or self.site()
         out = func(*args, **kwargs)
         self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
@@ -247,6 +253,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def fix_ids(self, ids: Ids, reason: str) -> None:
         """Say the same of ids."""
         self.union.fix(ids.ravel().tolist(), reason)
+
+    def fix_all(self, reason: str) -> None:
+        """Say it of every channel there is."""
+        for leaf in self.result.leaves:
+            for ids in leaf.ids:
+                self.fix_ids(ids, reason)
+
+    def unseen(self, module: nn.Module) -> list[str]:
+        """Return the parameters that no operator has taken up."""
+        return [name for name, p in module.named_parameters() if id(p) not in self.touched]
 
     def weight_of(self, tensor: torch.Tensor) -> Leaf | None:
         """Return the matrix of which `tensor` is the transpose: what a linear layer multiplies with."""
