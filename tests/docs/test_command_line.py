@@ -29,6 +29,7 @@ The global option `--debug` goes before the command.
 | 5 | a plugin broke its promise |
 | 10 | done, and a demand is not met |
 | 11 | done, and a demand cannot be decided from so few photographs or runs |
+| 70 | a fault in Penjing or a plugin that nobody foresaw |
 | 130 | stopped from the keyboard; the same command goes on |
 """
 
@@ -79,11 +80,11 @@ def test_the_page_says_what_help_says() -> None:
 
 
 def test_every_exit_code_is_on_the_page() -> None:
-    from penjing import cli as module
     from penjing import errors
+    from penjing.cli import showing
 
     kinds = (errors.PenjingError, errors.PlanError, errors.InputError, errors.StepError, errors.PluginError)
-    codes = {kind.exit_code for kind in kinds} | {module.NOT_MET, module.NOT_DECIDABLE}
+    codes = {kind.exit_code for kind in kinds} | {showing.NOT_MET, showing.NOT_DECIDABLE, showing.FAULT}
 
     assert {f"| {code} |" for code in codes} <= {
         line[: line.index("|", 1) + 1] for line in HEAD.splitlines() if line.startswith("|")
