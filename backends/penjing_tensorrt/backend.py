@@ -195,6 +195,16 @@ class TensorRT(Backend):
             order["optimization_level"] = build.level
         return Deployment("tensorrt", order)
 
+    def _warn_of_precision(self, model: Model, context: Context) -> None:
+        """Tell that a float graph, such as the original, is built without INT8 although that was asked for."""
+        from penjing_tensorrt.graph import read
+
+        if self._lacks_integers(read(Path(model.value))):
+            context.warn(
+                "tensorrt.precision=int8 is for quantised graphs: this one has no scales, which TensorRT would make "
+                "up, and is built as with auto. quant.static makes one."
+            )
+
     def _warn_of_runner(self, context: Context) -> None:
         """Tell which options the runner of a bundle leaves out, since only the command by hand has them."""
         plain = type(self)()
@@ -238,20 +248,20 @@ class TensorRT(Backend):
         from penjing_tensorrt.graph import read, shape_of
 
         graph = read(Path(model.value))
-        self._check_graph(graph)
+        self._check_layers(graph)
         shape = shape_of(model, graph, self.batch)
-        build = self.build(device, graph.formats, shape if None in graph.shape else (), graph.input)
+        # for integers without scales TensorRT makes them up, and the answers mean nothing
+        step = dataclasses.replace(self, precision="auto") if self._lacks_integers(graph) else self
+        formats = graph.formats | {name for name in self._layers().values() if name in ("fp16", "bf16")}
+        build = step.build(device, formats, shape if None in graph.shape else (), graph.input)
         if graph.shape[0] is not None and build.shapes:  # sides were open, and the batch is not
             return dataclasses.replace(build, shapes={graph.input: (shape, shape, shape)})
         return build
 
-    def _check_graph(self, graph: Graph) -> None:
-        if self.precision == "int8" and "int8" not in graph.formats:
-            raise StepError(
-                "tensorrt.precision=int8 needs a quantised graph: without scales TensorRT makes them up, and the "
-                "answers mean nothing.",
-                hint="Put quant.static before it, and give --data.",
-            )
+    def _lacks_integers(self, graph: Graph) -> bool:
+        return self.precision == "int8" and "int8" not in graph.formats
+
+    def _check_layers(self, graph: Graph) -> None:
         for name in self._layers():
             if name not in graph.nodes and name != "*":  # trtexec takes * for all
                 near = did_you_mean(name, graph.nodes)
@@ -277,6 +287,7 @@ class TensorRT(Backend):
         build = self.build_of(model, device)
         context.details.update(described(target(device), build))
         self._warn_of_runner(context)
+        self._warn_of_precision(model, context)
         why = installed.why_no_engine(device, found)
         if not why:
             from penjing_tensorrt.on_device import make

@@ -88,10 +88,25 @@ def test_precision_follows_the_graph(tmp_path: Path, device) -> None:
     assert read(half.value).formats == {"fp16", "int8"}
 
 
-def test_integers_without_scales_are_refused(graph, context) -> None:
-    with pytest.raises(StepError, match="needs a quantised graph") as error:
-        TensorRT(precision="int8").apply(graph, context())
-    assert "quant.static" in error.value.hint
+def test_a_float_graph_is_built_without_integers_and_the_user_is_told(graph, context) -> None:
+    """The original, which the report compares with, goes through the same backend."""
+    where = context()
+    TensorRT(precision="int8").apply(graph, where)
+    assert "--int8" not in where.details["build"]["command"]
+    assert any("no scales" in warning for warning in where.warnings)
+
+
+def test_a_quantised_graph_is_built_with_integers_without_a_word(context, tmp_path) -> None:
+    where = context()
+    TensorRT(precision="int8").apply(quantised(tmp_path / "q.onnx"), where)
+    assert "--int8" in where.details["build"]["command"]
+    assert not where.warnings
+
+
+def test_a_layer_held_to_half_precision_allows_it_for_a_float_graph_too(graph, device) -> None:
+    step = TensorRT(layers=("node_conv2d:fp16",))
+
+    assert step.build_of(graph, device("rtx-3090")).formats == ("fp16",)
 
 
 def test_answers_are_those_of_exact_integers(tmp_path: Path, device) -> None:
