@@ -170,6 +170,8 @@ def _obstacle(
     if step.needs and data is None:
         return f"{step.name} needs photographs ({', '.join(sorted(step.needs))}).", "Give --data FOLDER."
     if data is not None:
+        from penjing.data import FEW
+
         if "calibration" in step.needs and not len(data.calibrate):
             return (
                 f"{step.name} needs photographs to calibrate with; {data.root} leaves none.",
@@ -177,8 +179,9 @@ def _obstacle(
             )
         if "training" in step.needs and not len(data.train):
             return (
-                f"{step.name} needs photographs to train on; {data.root} leaves none.",
-                "Add a train/ folder.",
+                f"{step.name} needs photographs to train on; {data.root} leaves none: the "
+                f"{len(data.calibrate)} that are not to test or select with calibrate.",
+                f"Add photographs: where more than {FEW} are left, half of them are trained on.",
             )
         if "labels" in step.needs and not data.train.labelled:
             return (

@@ -14,6 +14,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+#: part of every job, so that what another version wrote is not taken up
+VERSION = "2"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as images
 
 from penjing_training import checkpoint, parallel
 from penjing_training.checkpoint import above, below
-from penjing_training.objective import CrossEntropy, Objective, are_logits, as_tuple
+from penjing_training.objective import CrossEntropy, Objective, Whole, are_logits, as_tuple
 from penjing_training.optimiser import follow, make_optimiser, rate_at
 from penjing_training.photographs import (
     CACHE,
@@ -32,7 +32,7 @@ from penjing_training.photographs import (
     seed_of,
 )
 from penjing_training.record import Clock, Record, check_tensorboard
-from penjing_training.score import Score, evaluating, norms_of, reestimate, score
+from penjing_training.score import SOME, Score, evaluating, norms_of, reestimate, score
 
 if TYPE_CHECKING:
     from penjing.model import Model
@@ -121,6 +121,8 @@ class _Job:
         self._begin(model, module)
         self.step, self.waited = 0, 0
         self.best: tuple[Score | None, checkpoint.Tensors] = (None, {})
+        #: the step in which the best was seen
+        self.found = 0
         self.record = Record(self.course.steps)
 
     def _check(self, model: Model) -> None:
@@ -160,7 +162,7 @@ class _Job:
         torch.manual_seed(seed_of(self.context.seed, "adapters"))
         with evaluating(self.network):
             extra = self.objective.begin(self.network, model, inputs)
-        self.whole = _Whole(self.network, extra, self.objective).to(self.device)
+        self.whole = Whole(self.network, extra, self.objective).to(self.device)
         self.average = copy.deepcopy(self.network).eval() if self.options.ema else None
         self.optimiser = make_optimiser(self.whole.parameters(), self.options)
         self.wrapped = parallel.wrap(self.whole, self.ranks, self.device, inputs, self._targets())
@@ -168,7 +170,13 @@ class _Job:
         self.scaler = torch.amp.GradScaler("cuda", enabled=kind == torch.float16)
         self.cast = {"device_type": self.device.type, "dtype": kind, "enabled": kind is not None}
         settings = dataclasses.asdict(self.options)
-        job = (repr(settings), type(self.objective).__name__, str(self.ranks.world), str(self.context.seed))
+        job = (
+            checkpoint.VERSION,
+            repr(settings),
+            type(self.objective).__name__,
+            str(self.ranks.world),
+            str(self.context.seed),
+        )
         self.job = digest(*job, checkpoint.digest_of(module.state_dict()))
 
     def _targets(self) -> Tensor | None:
@@ -269,24 +277,34 @@ class _Job:
             )
 
     def _judge(self) -> Score | None:
-        """Score the network on select, and remember it if it is the best seen."""
-        parallel.spread_buffers(self.network, self.ranks)
+        """Score the network on select, and remember it if it is the best seen.
+
+        After few steps the running statistics of batch norms are still those of another network: they are
+        estimated anew before it is judged by them. The network it began with is judged as it is.
+        """
         self.waited += 1
         with evaluating(self.candidate) as network:
-            found = self._consider(network)
+            if self.step and self._reestimates:
+                reestimate(network, self.photos, self._clean, self.normalise, SOME)
+            parallel.spread_buffers(network, self.ranks)
+            found = self._consider(network, self.step)
         if found is not None:
             self.record.score(self.step, found)
         return found
 
-    def _consider(self, network: nn.Module) -> Score | None:
+    @property
+    def _reestimates(self) -> bool:
+        return self.options.batch_norm and bool(norms_of(self.network))
+
+    def _consider(self, network: nn.Module, step: int) -> Score | None:
         """Score a network in eval mode, and keep its state if it is the best seen; None, and kept, without select."""
         if not len(self.select):
-            self.best = (None, checkpoint.state_of(network))
+            self.best, self.found = (None, checkpoint.state_of(network)), step
             return None
         found = score(network, self.objective, self.select, self.normalise)
         found = Score(*self.ranks.tell([found.loss, found.accuracy]))  # all decide alike
         if found.beats(self.best[0]):
-            self.best, self.waited = (found, checkpoint.state_of(network)), 0
+            self.best, self.found, self.waited = (found, checkpoint.state_of(network)), step, 0
         return found
 
     def _tired(self) -> bool:
@@ -295,16 +313,16 @@ class _Job:
     def _finish(self) -> checkpoint.Tensors:
         """Return the state of the best network, its batch norms maybe estimated anew, and tell the report.
 
-        The running statistics of batch norms lag behind the weights, so that the last network may be the best only
-        once they are estimated anew: it is looked at too.
+        While training they are estimated from some photographs, so that the last network may be the best only
+        once all have their say: it is looked at too.
         """
-        if self.options.batch_norm and self.step and norms_of(self.network):
+        if self.step and self._reestimates:
             last = checkpoint.state_of(self.candidate)
-            for state in (self.best[1], last):
+            for state, step in ((self.best[1], self.found), (last, self.step)):
                 self.network.load_state_dict(state)
                 self.network.eval()
                 reestimate(self.network, self.photos, self._clean, self.normalise)
-                self._consider(self.network)
+                self._consider(self.network, step)
         state = self.best[1]
         self.ranks.agree(checkpoint.digest_of(state), "result of training")
         self._tell()
@@ -317,9 +335,14 @@ class _Job:
 
     def _tell(self) -> None:
         best = self.best[0]
+        if best is not None and self.step and not self.found:
+            self.context.warn(
+                f"{self.name}: nothing scored better on select than the network it began with, which is kept."
+            )
         self.context.details[self.name] = {
             "steps": self.step,
             "of": self.course.steps,
+            "best": self.found,
             "photographs": len(self.photos),
             "processes": self.ranks.world,
             "select": None
@@ -345,6 +368,7 @@ class _Job:
             "finished": finished,
             "step": self.step,
             "waited": self.waited,
+            "found": self.found,
             "score": None if score_ is None else [score_.loss, score_.accuracy],
             "record": self.record.to_dict(),
             "scaler": self.scaler.state_dict(),
@@ -360,7 +384,7 @@ class _Job:
         if found is None:
             return None
         tensors, state = found
-        self.step, self.waited = state["step"], state["waited"]
+        self.step, self.waited, self.found = state["step"], state["waited"], state["found"]
         best = state["score"] and Score(*state["score"])
         self.best = (best, {n: t.to(self.device) for n, t in below("best", tensors).items()})
         self.record = Record.from_dict(state["record"])
@@ -373,20 +397,6 @@ class _Job:
             self.average.load_state_dict(below("average", tensors))
         self.scaler.load_state_dict(state["scaler"])
         return None
-
-
-class _Whole(nn.Module):
-    """Network, objective and what is trained for it alone, in one module for DistributedDataParallel."""
-
-    def __init__(self, network: nn.Module, extra: nn.Module | None, objective: Objective) -> None:
-        super().__init__()
-        self.network, self.extra = network, extra
-        self._objective = objective
-
-    def forward(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
-        """Return the objective for a batch."""
-        result: Tensor = self._objective(as_tuple(self.network(inputs)), Batch(inputs, targets))
-        return result
 
 
 def _ready(model: Model, context: Context) -> tuple[Data, Preprocess, tuple[int, int]]:

@@ -11,11 +11,11 @@ from penjing.errors import StepError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from penjing_training.photographs import Batch
+
 if TYPE_CHECKING:
     from penjing.model import Model
     from penjing.preprocess import Preprocess
-
-    from penjing_training.photographs import Batch
 
 Outputs = tuple[Tensor, ...]
 
@@ -59,6 +59,20 @@ class CrossEntropy(Objective):
         return functional.cross_entropy(
             outputs[0].float(), batch.targets, label_smoothing=self.label_smoothing
         )
+
+
+class Whole(nn.Module):
+    """Network, objective and what is trained for it alone, in one module for DistributedDataParallel."""
+
+    def __init__(self, network: nn.Module, extra: nn.Module | None, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.extra = network, extra
+        self._objective = objective
+
+    def forward(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the objective for a batch."""
+        result: Tensor = self._objective(as_tuple(self.network(inputs)), Batch(inputs, targets))
+        return result
 
 
 class Distil(Objective):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: points of a curve in the report
 POINTS = 200
+#: losses from here on are not drawn
+DRAWN = 1e9
 
 
 @dataclasses.dataclass
@@ -54,7 +56,12 @@ class Record:
 
     def show(self, context: Context, title: str) -> None:
         """Put the curves into the report."""
-        curves = {"training": self.loss, "select": [(step, loss) for step, loss, _ in self.select]}
+        select = [(step, loss) for step, loss, _ in self.select]
+        # what a learning rate far too high makes of a loss cannot be drawn beside the rest
+        curves = {
+            name: [(step, loss) for step, loss in curve if abs(loss) < DRAWN]
+            for name, curve in (("training", self.loss), ("select", select))
+        }
         context.show(Lines(f"{title}: loss", "step", "loss", {n: c for n, c in curves.items() if len(c) > 1}))
         right = [(step, 100 * share) for step, _, share in self.select if share is not None]
         if len(right) > 1:

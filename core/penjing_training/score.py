@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ from penjing_training.photographs import Batch
 if TYPE_CHECKING:
     from penjing_training.photographs import Normalise, Pixels
 
-#: photographs in a batch that is not trained on, and how many re-estimate batch norms
-BATCH, ENOUGH = 64, 2048
+#: photographs in a batch that is not trained on, and how many re-estimate batch norms: after an epoch, in the end
+BATCH, SOME, ENOUGH = 64, 512, 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Score:
     accuracy: float | None = None
 
     def beats(self, other: Score | None) -> bool:
-        """Tell whether this is better: more is right, or as much at a lower loss."""
-        if other is None:
+        """Tell whether this is better: more is right, or as much at a lower loss; anything is better than NaN."""
+        if other is None or not math.isfinite(self.loss):
+            return other is None
+        if not math.isfinite(other.loss):
             return True
         return (self.accuracy or 0.0, -self.loss) > (other.accuracy or 0.0, -other.loss)
 
@@ -63,15 +66,19 @@ def norms_of(network: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def reestimate(
-    network: nn.Module, pixels: Pixels, clean: Callable[[Tensor], Tensor], normalise: Normalise
+    network: nn.Module,
+    pixels: Pixels,
+    clean: Callable[[Tensor], Tensor],
+    normalise: Normalise,
+    most: int = ENOUGH,
 ) -> None:
-    """Set the statistics of batch norms to the mean over photographs prepared as for use."""
+    """Set the statistics of batch norms to the mean over photographs prepared as for use, `most` of them."""
     momenta = [norm.momentum for norm in norms_of(network)]
     for norm in norms_of(network):
         norm.reset_running_stats()
         norm.momentum = None  # every batch weighs the same
         norm.train()
-    count = min(len(pixels), ENOUGH)
+    count = min(len(pixels), most)
     size = min(BATCH, count)
     step = max(1, len(pixels) // count)
     for start in range(0, count - size + 1, size):

@@ -19,6 +19,7 @@ from penjing.testing import small_context, torch_model
 from penjing_quant.operators import OPERATORS
 from penjing_quant.qat import FLOAT_AGREES, QuantisationAwareTraining, _settle
 from penjing_quant.session import Network
+from penjing_quant.static import StaticQuantisation
 from penjing_quant.trainable import Trainable
 from penjing_training import TrainingOptions
 from penjing_training.loop import train
@@ -168,6 +169,20 @@ def test_training_wins_back_what_4_bits_lose(world):
     assert "training" not in lost.details
     assert told.details["sqnr_db"]["trained"] > lost.details["sqnr_db"]["plain"]
     assert min(value for _, value in loss) < loss[0][1]
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_where_training_does_harm_the_result_is_that_of_quant_static_to_the_bit_and_the_user_is_told(
+    world, learn
+):
+    model, context = world
+    plain, _ = apply(StaticQuantisation(), model, context)
+    step = QuantisationAwareTraining(learning_rate=100.0, learn_scales=learn, epochs=1, batch_size=8)
+    result, told = apply(step, model, context)
+
+    assert result.value.read_bytes() == plain.value.read_bytes()
+    assert "nothing scored better" in told.warnings[-1]
+    assert "trained" not in told.details["sqnr_db"]
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -12,7 +12,7 @@ from penjing_training import TrainingOptions
 from penjing_training.loop import train
 from penjing_training.objective import CrossEntropy, Distil, Objective
 from penjing_training.photographs import Normalise, Pixels
-from penjing_training.score import reestimate
+from penjing_training.score import Score, reestimate
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop
 
@@ -102,6 +102,47 @@ def test_the_best_seen_is_returned_even_if_that_is_the_start(kit, make_context):
     harmful = dataclasses.replace(QUICK, epochs=1, learning_rate=30.0, batch_norm=False, optimiser="sgd")
 
     assert same(train(good, harmful, kit.as_model(good), make_context()), good)
+
+
+def test_the_user_is_told_when_training_was_for_nothing(kit, make_context):
+    good = train(kit.network(), QUICK, kit.as_model(kit.network()), make_context())
+    harmful = dataclasses.replace(QUICK, epochs=2, learning_rate=100.0, batch_norm=False)
+    context = make_context()
+    trained = train(good, harmful, kit.as_model(good), context)
+
+    assert same(trained, good)
+    assert context.details["training"]["best"] == 0
+    assert context.warnings == [
+        "training: nothing scored better on select than the network it began with, which is kept."
+    ]
+    drawn = [y for exhibit in context.exhibits for curve in exhibit.series.values() for _, y in curve]
+    assert max(drawn) < 1e9
+
+
+def test_no_warning_where_training_helped(kit, make_context):
+    context = make_context()
+    train(kit.network(), QUICK, kit.as_model(kit.network()), context)
+
+    assert context.warnings == []
+    assert context.details["training"]["best"] > 0
+
+
+def test_statistics_of_another_network_do_not_hide_that_training_helps(kit, make_context):
+    """After few steps the running statistics are still those that the network came with."""
+    module = kit.network()
+    module[1].running_mean += 50
+    context = make_context()
+    train(module, dataclasses.replace(QUICK, epochs=3), kit.as_model(module), context)
+
+    curve = next(e for e in context.exhibits if "right" in e.title).series["select"]
+    assert min(share for _, share in curve[1:]) > 60
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_an_answer_that_is_no_number_beats_nothing(loss):
+    assert not Score(loss, 0.9).beats(Score(2.0, 0.3))
+    assert Score(2.0, 0.3).beats(Score(loss, 0.9))
+    assert Score(loss, 0.9).beats(None)
 
 
 def test_it_stops_when_nothing_gets_better(kit, context):

@@ -181,9 +181,9 @@ class Pruning:
         details["left_alone"] = [dataclasses.asdict(one) for one in self.alone]
         if abs(achieved[what] - share) > max(0.05 * share, 0.01):
             self.context.warn(
-                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}. Nothing comes nearer with "
-                f"channels in multiples of {self.limits.multiple}, {self.step.floor:.1%} of every layer kept, "
-                "and the layers that stay as they are."
+                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}. Nothing by this ranking comes "
+                f"nearer with channels in multiples of {self.limits.multiple}, {self.step.floor:.1%} of every "
+                "layer kept, and the layers that stay as they are."
             )
         after = _widths(self.module)
         details["channels"] = {name: [n, after[name]] for name, n in before.items()}

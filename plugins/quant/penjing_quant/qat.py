@@ -69,13 +69,14 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
         quantiser = _Together(self, model, self._scheme(context.device, context.backend), context)
         best = quantiser.run()
         if self.epochs and best.written.integer:
-            best = self._trained(model, quantiser, best)
-            quantiser.tried["trained"] = best.sqnr
+            start, best = best, self._trained(model, quantiser, best)
+            if best is not start:
+                quantiser.tried["trained"] = best.sqnr
         quantiser.tell(best)
         return self._finish(model, quantiser, best)
 
     def _trained(self, model: Model, quantiser: Quantiser, best: Candidate) -> Candidate:
-        """Train the graph of a candidate, and write it anew with what it learnt."""
+        """Train the graph of a candidate, and write it anew with what it learnt; itself where that was no better."""
         from penjing_training.loop import train
         from penjing_training.objective import Distil
 
@@ -101,6 +102,8 @@ class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
         )
         trained = train(student, self, model, context, objective=objective, keep_frozen=True)
         assert isinstance(trained, Trainable)
+        if not context.details["training"]["best"]:
+            return best  # the user was warned
         weights = _with(best.model, trained)
         calibration = dataclasses.replace(best.calibration, ranges=trained.ranges(best.calibration.ranges))
         return quantiser.candidate(weights, weights, calibration, trained.rounding())
