@@ -416,7 +416,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_anything_is_built(
     def read_only(path: str, mode: str = "r", **options: Any) -> Any:
         if "w" in mode:
             raise OSError(30, "Read-only file system")
-        return open(path, mode, **options)  # noqa: PTH123, SIM115  # what it stands for
+        return open(path, mode, **options)  # noqa: PTH123  # what it stands for
 
     folder = make_tensorrt(batch=4)
     trt = fake(monkeypatch, "10.3.0")

@@ -147,3 +147,10 @@ sys.stderr.write(",".join(sorted(heavy)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout
+
+
+def test_what_speaks_of_a_board_is_refused_without_one(penjing):
+    code, _, error = penjing("measure", "run", "--path", "there")
+
+    assert code == 2
+    assert "--host" in error
