@@ -219,7 +219,7 @@ _SIGNS = (
 def _advice(error: str) -> str:
     if "No space left" in error or "quota" in error:
         return "Make room on the board, or name another folder with --path. What arrived is not sent twice."
-    if "Permission denied" in error or "Read-only" in error:
+    if any(sign in error for sign in ("Permission denied", "Read-only", "Not a directory")):
         return "Name a folder with --path that you may write to there."
     return "Nothing on the board is taken for a bundle until all of it has arrived."
 
