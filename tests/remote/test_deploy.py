@@ -225,7 +225,7 @@ def test_any_login_shell_hands_a_request_on_as_it_is(shell: str, tmp_path: Path)
     if program is None:
         pytest.skip(f"there is no {shell} here")
     path = f"{tmp_path}/a b'c\"d$(e)`f`!g\\h"
-    with Board("board", python=sys.executable) as connection:
+    with Board("board", ssh=sys.executable, python=sys.executable) as connection:
         asked = connection._command({"ask": "probe", "path": path})[-1]
 
     done = subprocess.run([program, "-c", asked], capture_output=True, text=True, check=True)
@@ -529,7 +529,7 @@ def test_a_run_without_bundle_is_told(run: Path, tmp_path: Path) -> None:
 
 
 def test_host_keys_are_never_left_unchecked() -> None:
-    with Board("board") as connection:
+    with Board("board", ssh=sys.executable) as connection:  # which here is only to exist
         words = connection._command({"ask": "probe"})
 
     assert not [word for word in words if "StrictHostKeyChecking" in word or "KnownHosts" in word]
