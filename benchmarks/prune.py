@@ -90,8 +90,8 @@ class TorchPruning(Technique):
         module.zero_grad(set_to_none=True)
         return module
 
-    def restore(self, model: Model, folder: Path) -> Model:
-        """Return what `apply` made in this process, with nothing learnt since."""
+    def skeleton(self, model: Model, folder: Path, open_model: Any) -> Model:
+        """Return what `apply` made in this process."""
         return model.become("torch", copy.deepcopy(MADE[(folder / "key").read_text()]))
 
 
@@ -161,7 +161,7 @@ def recipes(
     macs: float, multiple: int, epochs: int, int8: bool
 ) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """Return the recipes compared, by name: steps with their options."""
-    ours = ("prune.structured", {"macs": macs, "channel_multiple": multiple})
+    ours = ("prune.structured", {"macs": macs, "channel_multiple": multiple, "importance": '"taylor"'})
     labels = ("distill.logits", {"epochs": epochs, "weight": 0.0})
     teacher = ("distill.logits", {"epochs": epochs})
     end: list[tuple[str, dict[str, Any]]] = [("onnx.export", {}), ("onnx.simplify", {})]
@@ -207,7 +207,7 @@ def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     make, shares = ROWS[name]
     request = make(folder / "photographs", options.photographs)
     host = Host([sys.modules[__name__]])
-    for macs in shares:
+    for macs in (options.macs,) if options.macs else shares:
         print(f"\n**{name}**, {100 * macs:g} % of the MACs, {options.epochs} epochs, {options.seeds} seeds\n")
         print(
             "| | MACs left % | size % | top-1 % by seed | mean | kept % | speed |\n|---|---|---|---|---|---|---|"
@@ -241,6 +241,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", choices=list(ROWS), help="one network")
+    parser.add_argument("--macs", type=float, help="one share of MACs to keep, in place of the usual ones")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of training after pruning")
     parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
     parser.add_argument("--photographs", type=int, default=50_000, help="of CIFAR-10 to train on, at most")

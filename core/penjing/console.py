@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import textwrap
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,22 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
+
+
+def wrapped(text: str, *, first: str = "", then: str = "  ") -> str:
+    """Return text in lines no wider than the terminal, the first after `first`, the others after `then`.
+
+    Words stay whole, so that names and commands can be copied; what a terminal would obey is replaced.
+    """
+    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return textwrap.fill(
+        plain,
+        shutil.get_terminal_size().columns,
+        initial_indent=first,
+        subsequent_indent=then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @dataclasses.dataclass

@@ -171,18 +171,11 @@ class Step(ABC):
     def apply(self, model: Model, context: Context) -> Model:
         """Return the next model; never change the one given, and write only into `context.folder`."""
 
-    def restore(self, model: Model, folder: Path) -> Model | None:
-        """Rebuild what `apply(model, …)` returned from the files it left; None to use the host's own record.
+    def skeleton(self, model: Model, folder: Path, open_model: Open) -> Model:
+        """Return a model whose module has the structure of what `apply(model, …)` returned.
 
-        The host stores paths and the weights of a module. A step that changes a module's structure overrides this.
-        """
-        return None
-
-    def skeleton(self, model: Model, open_model: Open) -> Model:
-        """Return the model whose module has the structure of the result.
-
-        The host loads the weights it kept into a copy of that. A step that trains another network than the one
-        it was given overrides this.
+        The host keeps the weights, and loads them into a copy of that. A step that changes the structure overrides
+        this: what else it needs, `apply` leaves in its `folder`, as data and no pickle.
         """
         return model
 

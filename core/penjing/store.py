@@ -134,13 +134,9 @@ class Store:
         )
 
     def _restore(self, step: Step, key: str, before: Model, folder: Path, record: dict[str, Any]) -> Model:
-        restored = step.restore(before, folder)
-        if restored is None:
-            value = self._value(step, before, folder, record["value"])
-            restored = before.become(step.produces, value)
-        return dataclasses.replace(
-            restored, fingerprint=key, inputs=_tensors(record["inputs"]), outputs=_tensors(record["outputs"])
-        )
+        value = self._value(step, before, folder, record["value"])
+        inputs, outputs = _tensors(record["inputs"]), _tensors(record["outputs"])
+        return before.become(step.produces, value, fingerprint=key, inputs=inputs, outputs=outputs)
 
     def _value(self, step: Step, before: Model, folder: Path, value: str | None) -> Any:
         if value == "unchanged":
@@ -151,9 +147,15 @@ class Store:
 
         from safetensors.torch import load_file
 
-        module = copy.deepcopy(step.skeleton(before, self.open_model).value)
-        module.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
-        return module
+        module = copy.deepcopy(step.skeleton(before, folder, self.open_model).value)
+        try:
+            module.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
+        except RuntimeError as error:
+            raise PluginError(
+                f"The weights that {step.name} left do not fit its skeleton: {str(error).splitlines()[0]}",
+                hint="A step that changes a module's structure has to return it anew from `skeleton`.",
+            ) from error
+        return module.eval()
 
 
 def _path(model: Model) -> Path | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from penjing import bundle
 from penjing.bundle import readme, runner
@@ -165,3 +168,31 @@ def test_the_readme_has_the_commands_of_the_board(pristine: Path, name: str) -> 
     assert all(words in text for words in wanted), text
     assert "$" not in text
     assert ("--build" in text) == (runtime == "tensorrt")
+
+
+def test_a_graph_with_scales_in_float16_is_compared_with_itself_in_floats(tmp_path: Path) -> None:
+    """Onnxruntime 1.32 refuses this graph on integer kernels: QLinearConcat takes no float16 scale."""
+    text = """<ir_version: 9, opset_import: ["": 19]>
+    tiny (float16[1,2,4,4] x) => (float16[1,4,4,4] y)
+    {
+        a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z)
+        c = Concat<axis=1>(b, b)
+        d = QuantizeLinear(c, s, z) y = DequantizeLinear(d, s, z)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for name, value in (("s", np.array(0.5, np.float16)), ("z", np.array(0, np.int8))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    manifest = {
+        "runtime": {"name": "tensorrt", "minimum": "11.1"},
+        "inputs": [{"name": "x"}],
+        "model": {"opset": 19, "ir": 9},
+    }
+    plan: Any = SimpleNamespace(
+        device=find_device("rtx-3090@tensorrt-11", builtin_profiles()), backend=SimpleNamespace(threads=1)
+    )
+
+    session = bundle._second(model.SerializeToString(), manifest, plan)
+
+    (found,) = session(np.full((1, 2, 4, 4), 0.7, np.float16))
+    assert (found == 0.5).all()
+    assert session.notes == []  # TensorRT's version is not asked of onnxruntime

@@ -18,6 +18,7 @@ from penjing_tensorrt.dla.backend import Dla, release_of
 from penjing_tensorrt.dla.calibration_cache import read
 from penjing_tensorrt.dla.limits import boards, dla_of
 from penjing_tensorrt.dla.log import placed
+from penjing_tensorrt.dla.outputs import Shaped
 from penjing_tensorrt.trtexec import build_command
 
 HOST = Host()
@@ -233,6 +234,47 @@ def test_without_fallback_a_float_network_is_warned_of_because_it_is_there_to_co
     _, context = applied(network, tmp_path, Dla(gpu_fallback=False))
 
     assert any("Erf" in warning for warning in context.warnings)
+
+
+VIEWED = """h = AveragePool<kernel_shape=[6,6]>(c); i = QuantizeLinear(h, u, zero); j = DequantizeLinear(i, u, zero);
+    y = Flatten(j)"""
+
+
+@pytest.mark.parametrize("device", ["jetson-agx-orin", "jetson-agx-orin@jetpack-7.2.2"])
+def test_without_fallback_the_view_that_ends_a_classifier_is_left_to_who_runs_it(
+    tmp_path: Path, device: str
+) -> None:
+    alone = Dla(gpu_fallback=False)
+
+    model, context = applied(quantised(VIEWED), tmp_path, alone, device)
+
+    parsed = onnx.load(context.folder / "dla.onnx")
+    assert "Flatten" not in {node.op_type for node in parsed.graph.node}
+    (output,) = parsed.graph.output
+    assert output.name == "y"
+    assert [side.dim_value for side in output.type.tensor_type.shape.dim] == [1, 4, 1, 1]
+    assert context.details["outputs_before_their_view"] == ["y"]
+    assert context.details["placement"]["layers_on_gpu"] == 0
+    x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    assert alone.open(model, context.device)(x)[0].shape == (1, 4)
+    assert alone.deployment(model, context.device).model == context.folder / "dla.onnx"
+
+
+def test_a_range_follows_an_output_that_lost_its_view(tmp_path: Path) -> None:
+    _, context = applied(quantised(VIEWED), tmp_path, Dla(gpu_fallback=False))
+
+    plain = onnx.load(context.folder / "dla.onnx")
+    cache = read((context.folder / "calibration.cache").read_text())
+    assert cache.scales["y"] == 0.25
+    assert set(cache.scales) <= {name for node in plain.graph.node for name in node.output} | {"x"}
+
+
+def test_a_session_gives_outputs_the_shape_of_the_network(tmp_path: Path) -> None:
+    model = dataclasses.replace(model_of(quantised(), tmp_path), outputs=(Tensor("y", (1, 3)),))
+
+    (output,) = Shaped(lambda batch: [batch.reshape(-1, 3, 1, 1)], model)(np.zeros((2, 3), np.float32))
+
+    assert output.shape == (2, 3)
 
 
 def test_what_is_opened_answers_as_the_quantised_network_does(tmp_path: Path) -> None:

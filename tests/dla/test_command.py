@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 from dla_graphs import graph, weight
 from penjing.api import Request, plan
 from penjing.cli import cli
-from penjing.errors import PlanError
+from penjing.errors import InputError, PlanError
 from penjing.host import Host
 from penjing.recipe import Recipe, Use, ending_with
 
@@ -148,3 +149,35 @@ def test_a_bundle_for_the_dla_holds_what_tensorrt_parses_and_its_ranges(tmp_path
     assert "QuantizeLinear" in measured
     shown = {step["name"]: [exhibit["kind"] for exhibit in step["exhibits"]] for step in report["steps"]}
     assert shown["dla.adapt"] == shown["dla"] == ["table", "lanes", "table"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda model: model.graph.node[0].input.__setitem__(0, "nowhere"), "nowhere"),
+        (lambda model: model.graph.initializer[0].dims.__setitem__(0, 10**12), "too small"),
+        (lambda model: model.graph.node.pop(), "not an output of any node"),
+        (lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", -5), "-5"),
+        (lambda model: setattr(model, "ir_version", 99), "ir_version 99"),
+    ],
+)
+def test_a_damaged_graph_is_refused_and_says_what_is_wrong(network: Path, spoil: Any, said: str) -> None:
+    model = onnx.load(network)
+    spoil(model)
+    network.write_bytes(model.SerializeToString())
+
+    result = run(network)
+
+    assert isinstance(result.exception, InputError)
+    assert said in result.exception.message
+
+
+def test_what_is_printed_fits_the_terminal_and_obeys_no_name(network: Path) -> None:
+    model = onnx.load(network)
+    model.graph.node[1].name = "evil\x1b[31m\nname"
+    network.write_bytes(model.SerializeToString())
+
+    lines = run(network, "--adapt", "--all").output.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert not any("\x1b[31m" in line for line in lines)

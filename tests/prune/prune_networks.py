@@ -190,6 +190,31 @@ class Auxiliary(nn.Module):
         return (y, self.aux(x.mean((2, 3)))) if self.training else y
 
 
+class Gated(nn.Module):
+    """Half the channels gate the other half, and slopes are learnt: one for each channel, and one for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.slopes, self.slope = nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.PReLU()
+        self.second, self.last = nn.Conv2d(16, 32, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.glu(self.second(self.slope(self.slopes(self.first(x)))), dim=1))
+
+
+class Deciding(nn.Module):
+    """One of two layers runs, as the values have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+        self.bright, self.dark = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bright if x.square().mean() > 0 else self.dark
+        return self.head(branch(self.first(x)))
+
+
 class Unfollowed(nn.Module):
     """An operator that mixes channels in a way nobody wrote a rule for."""
 

@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "auxiliary head": networks.Auxiliary,
     "group norm": networks.group_norm,
     "dense": networks.dense,
+    "gated": networks.Gated,
     "no rule": networks.Unfollowed,
 }
 
@@ -166,6 +167,31 @@ def test_an_operator_without_a_rule_leaves_its_layer_alone_by_name() -> None:
 
     assert "no rule" in alone(analysis)["second"]
     assert [group.name for group in analysis.structure.groups] == ["first.weight"]
+
+
+def test_slopes_are_counted_anew() -> None:
+    module = networks.Gated()
+    small = pruned(module, some(analysed(module)))
+
+    assert small.slopes.num_parameters == small.slopes.weight.numel() < 16
+    assert small.slope.num_parameters == 1
+    assert small.second.out_channels == 2 * small.last.in_channels < 32
+
+
+def test_a_network_that_may_run_layers_nobody_saw_stays_whole_and_is_told_where_it_decides() -> None:
+    analysis = analysed(networks.Deciding())
+
+    assert not analysis.structure.groups
+    assert "may yet run dark.weight" in alone(analysis)["first"]
+    assert "prune_networks.py" in alone(analysis)["first"]
+
+
+def test_a_layer_whose_weight_is_computed_is_named() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 1))
+    analysis = analysed(nn.Sequential(normed, nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)))
+
+    assert "0.parametrizations.weight" in alone(analysis)
+    assert [group.name for group in analysis.structure.groups] == ["1.weight"]
 
 
 def test_layer_norm_keeps_its_channels_and_says_so() -> None:

@@ -73,7 +73,11 @@ class Dla(Backend):
         command = " ".join(build_command(release_of(target), build, onnx=NETWORK, engine=ENGINE))
         return (
             f"Core {self.core} of {target.title}"
-            + (", the GPU running what it cannot" if self.gpu_fallback else "")
+            + (
+                ", the GPU running what it cannot"
+                if self.gpu_fallback
+                else " alone: a layer that it cannot run stops the run; a view to N×C at the end is left to the runner"
+            )
             + f"; the engine is built on the device by: {command}"
         )
 
@@ -133,10 +137,12 @@ class Dla(Backend):
         from penjing_tensorrt.dla.view import show
         from penjing_tensorrt.simulate import Session as Simulation
 
-        ready = make_ready(model, _target(context.device))
+        ready = make_ready(model, _target(context.device), alone=not self.gpu_fallback)
         self._check_fallback(ready, context)
         model = ready.write(context.folder)
         context.details.update(_details(ready, self._build_of(ready, context.device)))
+        if ready.bare:
+            context.details["outputs_before_their_view"] = list(ready.bare)
         show(context, ready.placement)
         Simulation(model)  # which tells now, rather than while measuring, that the graph cannot be run
         why = self.available(context.device)
@@ -181,6 +187,7 @@ class Dla(Backend):
         """Load the engine where it can run here, else simulate it, Q/DQ computed in floats."""
         from tempfile import TemporaryDirectory
 
+        from penjing_tensorrt.dla.outputs import Shaped
         from penjing_tensorrt.dla.ready import make_ready
         from penjing_tensorrt.on_device import opened
         from penjing_tensorrt.simulate import Session as Simulation
@@ -189,18 +196,18 @@ class Dla(Backend):
             return Simulation(model)
         beside = Build("weak")  # what to build is not asked where an engine lies beside the graph
         if (Path(model.value).parent / ENGINE).is_file():
-            return opened(model, beside)
+            return Shaped(opened(model, beside), model)
         with TemporaryDirectory() as folder:  # the graph was copied elsewhere
-            ready = make_ready(model, _target(device))
+            ready = make_ready(model, _target(device), alone=not self.gpu_fallback)
             ready.write(Path(folder))
             self._make(ready, device, Path(folder))
-            return opened(model.become("onnx", Path(folder) / "model.onnx"), beside)
+            return Shaped(opened(model.become("onnx", Path(folder) / "model.onnx"), beside), model)
 
     def deployment(self, model: Model, device: Device) -> Deployment:
         """Return the graph without Q/DQ, its ranges, and how its engine is built."""
         from penjing_tensorrt.dla.ready import CACHE, NETWORK, PLAIN, make_ready
 
-        ready = make_ready(model, _target(device))
+        ready = make_ready(model, _target(device), alone=not self.gpu_fallback)
         build, folder = self._build_of(ready, device), Path(model.value).parent
         order: dict[str, Any] = {
             "precisions": list(build.formats) or ["fp16", "int8"],
@@ -211,7 +218,7 @@ class Dla(Backend):
             "command": build_command(release_of(ready.target), build, onnx=NETWORK, engine=ENGINE),
         }
         if not build.calibration:
-            return Deployment("tensorrt", order)
+            return Deployment("tensorrt", order, model=folder / PLAIN if ready.bare else None)
         return Deployment("tensorrt", order | {"calibration": CACHE}, {CACHE: folder / CACHE}, folder / PLAIN)
 
 

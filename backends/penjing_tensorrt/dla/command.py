@@ -62,13 +62,13 @@ def dla(
 
     from penjing.host import Host
 
-    from penjing_tensorrt.dla.graph import load
+    from penjing_tensorrt.dla.graph import checked, load
     from penjing_tensorrt.dla.limits import dla_of
     from penjing_tensorrt.dla.place import place
     from penjing_tensorrt.dla.strip import is_quantised, strip
 
     target = dla_of(Host().device(device), precision)
-    graph, scales = load(model), None
+    graph, scales = checked(load(model), model), None
     if is_quantised(graph):
         stripped = strip(graph)
         graph, scales = stripped.plain, set(stripped.scales)
@@ -91,16 +91,19 @@ def dla(
 def _print(
     placement: Placement, before: Placement | None, rewrites: dict[str, int], everything: bool
 ) -> None:
+    from penjing.console import wrapped
+
     if before is not None:
-        click.echo(f"As it is: {before.summary}")
+        click.echo(wrapped(f"As it is: {before.summary}"))
         for name, count in rewrites.items():
-            click.echo(f"  {count} × {name}")
-        click.echo(f"Rewritten: {placement.summary}")
+            click.echo(wrapped(f"{count} × {name}", first="  ", then="    "))
+        click.echo(wrapped(f"Rewritten: {placement.summary}"))
     else:
-        click.echo(placement.summary)
+        click.echo(wrapped(placement.summary))
     for note in placement.notes:
-        click.echo(f"{click.style('!', fg='yellow')} {note}")
+        click.echo(wrapped(f"! {note}").replace("!", click.style("!", fg="yellow"), 1))
     for layer in placement.layers if everything else placement.on_gpu:
         mark = click.style(layer.device, fg="green" if layer.device == "DLA" else "yellow")
         size = "×".join(map(str, layer.shape)) or "?"
-        click.echo(f"{mark}  {layer.name}  {layer.op} {size}: {layer.why} [{layer.rule}]")
+        line = f"{layer.device}  {layer.name}  {layer.op} {size}: {layer.why} [{layer.rule}]"
+        click.echo(wrapped(line, then="     ").replace(layer.device, mark, 1))

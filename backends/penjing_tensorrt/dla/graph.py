@@ -41,6 +41,33 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Return a model as it is; InputError with what is wrong where it is no valid graph, or has a negative side."""
+    import onnx
+
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    for value in complete.graph.output:  # onnx's checker takes no output without a shape; runtimes do
+        value.type.tensor_type.shape.SetInParent()
+    wrong = next(
+        (
+            f"its input {value.name} has a side of {side.dim_value}"
+            for value in model.graph.input
+            for side in value.type.tensor_type.shape.dim
+            if side.dim_value < 0
+        ),
+        "",
+    )
+    try:
+        onnx.checker.check_model(complete)
+    except Exception as error:  # onnx raises whatever a damaged file leads it into
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        wrong = (lines[0] if lines else type(error).__name__)[:300]
+    if wrong:
+        raise InputError(f"{path} is no valid graph: {wrong}", hint="Export or copy it again.")
+    return model
+
+
 def prepare(model: onnx.ModelProto, batch: int | None = None) -> tuple[onnx.ModelProto, bool]:
     """Return a graph to be placed: `batch` in place of an open one, constants folded, shapes known.
 

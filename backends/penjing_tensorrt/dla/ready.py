@@ -11,6 +11,7 @@ from penjing.files import digest, write_bytes, write_text
 
 from penjing_tensorrt.dla.calibration_cache import Cache
 from penjing_tensorrt.dla.graph import load, tensors
+from penjing_tensorrt.dla.outputs import bare
 from penjing_tensorrt.dla.place import place
 from penjing_tensorrt.dla.strip import is_quantised, strip
 
@@ -34,6 +35,8 @@ class Ready:
     stripped: Stripped | None
     target: Target
     placement: Placement
+    #: outputs that the engine puts out before the view that ends the network, as N×C×1×1
+    bare: tuple[str, ...] = ()
 
     @property
     def held(self) -> dict[str, str]:
@@ -48,14 +51,21 @@ class Ready:
             return self.model
         data = self.stripped.network.SerializeToString(deterministic=True)
         write_bytes(folder / NETWORK, data)
-        if not self.target.strongly_typed:
+        if self.target.strongly_typed:
+            if self.bare:
+                parsed, _, _ = bare(self.stripped.network, {})
+                write_bytes(folder / PLAIN, parsed.SerializeToString(deterministic=True))
+        else:
             write_bytes(folder / PLAIN, self.stripped.plain.SerializeToString(deterministic=True))
             write_text(folder / CACHE, Cache(self.target.version, self.stripped.scales).write())
         return self.model.become("onnx", folder / NETWORK, fingerprint=digest(data))
 
 
-def make_ready(model: Model, target: Target) -> Ready:
-    """Return what `target` needs of a model; StepError where its shape is open, or its Q/DQ are not the DLA's."""
+def make_ready(model: Model, target: Target, *, alone: bool = False) -> Ready:
+    """Return what `target` needs of a model; StepError where its shape is open, or its Q/DQ are not the DLA's.
+
+    Where the DLA is `alone`, no GPU beside it, views that end the network are left to who runs the engine.
+    """
     path = Path(model.value)
     graph = load(path)
     for tensor in tensors(graph)[0]:
@@ -65,6 +75,10 @@ def make_ready(model: Model, target: Target) -> Ready:
                 hint="onnx.export.batch=1 or dla.adapt.batch=1 fixes the batch.",
             )
     stripped = strip(graph) if is_quantised(graph) else None
+    outputs: tuple[str, ...] = ()
+    if stripped is not None and alone:
+        plain, scales, outputs = bare(stripped.plain, stripped.scales)
+        stripped = dataclasses.replace(stripped, plain=plain, scales=scales)
     target = dataclasses.replace(target, precision="int8" if stripped else "fp16")
     placement = place(
         stripped.plain if stripped else graph,
@@ -72,4 +86,4 @@ def make_ready(model: Model, target: Target) -> Ready:
         batch=None,
         scales=set(stripped.scales if stripped else ()),
     )
-    return Ready(model, stripped, target, placement)
+    return Ready(model, stripped, target, placement, outputs)

@@ -307,6 +307,7 @@ class TensorRt:
             raise why_failed(f"TensorRT {self.version} cannot run the engine", self._log.said)
         self._input = order.input
         self._outputs = [tensor["name"] for tensor in bundle.manifest["outputs"]]
+        self._sides = [tensor["shape"][1:] for tensor in bundle.manifest["outputs"]]
         self._pointers: Dict[str, int] = {}
         self._results: List[Any] = []
         self._bindings: List[int] = []
@@ -386,7 +387,11 @@ class TensorRt:
             raise why_failed("The model failed", self._log.said)
         for name, result in zip(self._outputs, self._results):
             self._gpu.download(result, self._pointers[name])
-        return [result.copy() for result in self._results]
+        # an engine for a DLA alone puts out N×C×1×1 what the network puts out as N×C
+        return [
+            result.copy() if None in sides else result.reshape([len(result), *sides]).copy()
+            for result, sides in zip(self._results, self._sides)
+        ]
 
     def _prepare(self, batch: Any) -> None:
         """Make room for a batch of this shape and what comes of it."""

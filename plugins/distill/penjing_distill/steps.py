@@ -177,7 +177,7 @@ class Student(_Taught):
         }
         return model.become("torch", network)
 
-    def skeleton(self, model: Model, open_model: Open) -> Model:
+    def skeleton(self, model: Model, folder: Path, open_model: Open) -> Model:
         """Return the student as it was opened."""
         return open_model(self._student())
 

@@ -119,7 +119,11 @@ def _groups(traced: Traced, roots: Ids, reasons: dict[int, str]) -> tuple[list[G
     for units, places in _alike(touched, len(roots)):
         source = next((place for place in places if place in made), None)
         if source is None or len(units) == 1:
-            why = "no layer brings them forth" if source is None else "all its channels can only go together"
+            why = (
+                "no layer brings them forth: the weight is computed, or not used"
+                if source is None
+                else "all its channels can only go together"
+            )
             reasons |= dict.fromkeys(units.tolist(), why)
             continue
         leaf, width = traced.leaves[source[0]], places[source].shape[1]
@@ -172,10 +176,24 @@ def _brought_forth(traced: Traced) -> set[Place]:
     return found
 
 
+def _computed(traced: Traced, made: set[Place]) -> set[Place]:
+    """Return the rows of weights that no product takes as they are: another is computed from them, or none at all."""
+    used = {number for number, _ in made}
+    return {
+        (number, 0)
+        for number, leaf in enumerate(traced.leaves)
+        if number not in used
+        and leaf.parameter
+        and len(leaf.shape) > 1
+        and leaf.names[0].rpartition(".")[2] in ("weight", "original1", "original")
+    }
+
+
 def _alone(traced: Traced, roots: Ids, reasons: Mapping[int, str]) -> list[Alone]:
     """Return the layers whose output channels stay, with the reason that most of them have."""
     alone = []
-    for number, dim in sorted(_brought_forth(traced)):
+    made = _brought_forth(traced)
+    for number, dim in sorted(made | _computed(traced, made)):
         leaf = traced.leaves[number]
         if len(leaf.ids[dim]) < 2:
             continue

@@ -263,7 +263,7 @@ def compare(
     except (InputError, StepError):
         raise
     except Exception as error:  # whatever somebody's network raises when shapes do not meet
-        return float("inf"), str(error).strip().split("\n", 1)[0]
+        return float("inf"), str(error).strip().split("\n", 1)[0] or type(error).__name__
     return worst, ""
 
 

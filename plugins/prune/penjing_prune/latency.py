@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 #: how near the measured share has to come, and how often the allocation is corrected for it
 NEAR, CORRECTIONS = 0.05, 6
-#: how much time saved counts beside importance, from 0 to 1
-THRIFT = 0.25
 #: seconds for timing a pruned network beside the original, once to correct by
 SECONDS = 6.0
 
@@ -56,6 +54,7 @@ class Latency:
         share: float,
         limits: Limits,
         ranking: Ranking,
+        thrift: float,
     ) -> list[int]:
         """Return the units to remove so that `share` of the original's measured time is left.
 
@@ -70,7 +69,7 @@ class Latency:
         low, high = 0.0, 1.0  # shares of the table's time known to be too fast, and too slow
         for _ in range(CORRECTIONS):
             cost = Cost(analysis.structure, terms)
-            removed = choose(groups, scores, cost, aim * self._whole, limits, ranking, thrift=THRIFT)
+            removed = choose(groups, scores, cost, aim * self._whole, limits, ranking, thrift=thrift)
             key = tuple(sorted(removed))
             if key not in seen:
                 seen[key] = self._measure(analysis, removed)

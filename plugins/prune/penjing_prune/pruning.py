@@ -20,7 +20,7 @@ from penjing_prune.allocate import Limits, allowed, choose
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
 from penjing_prune.guard import TOLERANCE, Analysis, analyse
-from penjing_prune.importance import rank
+from penjing_prune.importance import THRIFT, rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured
 from penjing_prune.surgery import VERSION, Edit, apply
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 #: how often a removal that fails its proof is tried again without the groups at fault
 ATTEMPTS = 3
-WEIGHTS = "weights.safetensors"
 
 
 class Pruning:
@@ -99,15 +98,20 @@ class Pruning:
         """Remove channels until `share` of what the original costs is left."""
         scores = rank(self.step.importance, self.module, analysis.structure, self._batches())
         barred: set[int] = set()
+        thrift = THRIFT.get(self.step.importance, 0.0)
         for _ in range(ATTEMPTS):
             groups = [g for i, g in enumerate(analysis.structure.groups) if i not in barred]
             ranked = [s for i, s in enumerate(scores) if i not in barred]
             if self.latency is not None:
-                removed = self.latency.choose(analysis, groups, ranked, share, self.limits, self.step.ranking)
+                removed = self.latency.choose(
+                    analysis, groups, ranked, share, self.limits, self.step.ranking, thrift
+                )
             else:
                 terms = macs if what == "macs" else parameters
                 cost = Cost(analysis.structure, terms(analysis.structure))
-                removed = choose(groups, ranked, cost, share * costs[what], self.limits, self.step.ranking)
+                removed = choose(
+                    groups, ranked, cost, share * costs[what], self.limits, self.step.ranking, thrift=thrift
+                )
             edit = analysis.edit(removed)
             faults = self._faults(analysis, edit, removed)
             if not faults:
@@ -175,10 +179,11 @@ class Pruning:
             details[f"{name}_before"], details[f"{name}_after"] = costs[name], left[name]
         details["difference_from_masked"] = self.worst
         details["left_alone"] = [dataclasses.asdict(one) for one in self.alone]
-        if achieved[what] > share * 1.05 and achieved[what] > share + 0.01:
+        if abs(achieved[what] - share) > max(0.05 * share, 0.01):
             self.context.warn(
-                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}: "
-                "every layer is at its floor, or stays as it is."
+                f"Asked for {share:.0%} of the {what}, and got {achieved[what]:.1%}. Nothing comes nearer with "
+                f"channels in multiples of {self.limits.multiple}, {self.step.floor:.1%} of every layer kept, "
+                "and the layers that stay as they are."
             )
         after = _widths(self.module)
         details["channels"] = {name: [n, after[name]] for name, n in before.items()}
@@ -200,20 +205,11 @@ class Pruning:
 
 
 def replay(module: nn.Module, folder: Path) -> nn.Module:
-    """Return a copy of `module` with the edits and weights left in `folder`; InputError where they do not fit."""
-    from safetensors.torch import load_file
-
+    """Return a copy of `module` with the edits left in `folder`; InputError where they do not fit."""
     pruned = copy.deepcopy(module)
     for edit in read(folder / EDITS):
         apply(pruned, edit)
-    try:
-        pruned.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"The weights in {folder} do not fit the network: {str(error).splitlines()[0]}",
-            hint="They were made for another network.",
-        ) from error
-    return pruned.eval()
+    return pruned
 
 
 def read(path: Path) -> Sequence[Edit]:

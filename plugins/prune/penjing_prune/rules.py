@@ -323,6 +323,30 @@ def _embedding(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[s
         tracer.label(out, along(ids, out.ndim - 1, out.ndim))
 
 
+def _prelu(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Join channels with their slopes, whose number the module holds."""
+    _pointwise(tracer, name, args, list(args), out)
+    for layer in tracer.layers(args[1]):
+        ids = layer.numpy().ravel()
+        for leaf in tracer.result.leaves:
+            if len(leaf.ids) == 1 and np.array_equal(leaf.ids[0], ids):
+                tracer.count(leaf, "num_parameters", ids)
+
+
+def _glu(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Join each channel with the one that gates it, half the channels further on."""
+    dim = (args[1] if len(args) > 1 else -1) % args[0].ndim
+    found: list[Layer] = []
+    for layer in tracer.layers(args[0]):
+        if layer.shape[dim] > 1:
+            values, gates = layer.chunk(2, dim)
+            tracer.join(values.numpy(), gates.numpy())
+            found.append(collapse(values))
+        else:
+            found.append(layer)
+    tracer.label(out, tuple(found))
+
+
 Rule = Callable[["_Tracer", str, Any, Args, dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {
     "cat": _cat,
@@ -331,6 +355,8 @@ _RULES: dict[str, Rule] = {
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": _embedding,
+    "_prelu_kernel": _prelu,
+    "glu": _glu,
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     **dict.fromkeys(NORMALISERS, _softmax),
     "convolution": convolution,

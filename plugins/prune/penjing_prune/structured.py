@@ -14,7 +14,7 @@ from penjing_training import TrainingOptions
 if TYPE_CHECKING:
     from penjing.device import Device
     from penjing.model import Model
-    from penjing.step import Backend, Context
+    from penjing.step import Backend, Context, Open
     from typing_extensions import Self
 
 
@@ -127,8 +127,8 @@ class Structured(TrainingOptions, Technique):
 
         return model.become("torch", Pruning(self, model, context).run())
 
-    def restore(self, model: Model, folder: Path) -> Model:
-        """Replay the structural edits onto a copy of the module, and load the weights."""
+    def skeleton(self, model: Model, folder: Path, open_model: Open) -> Model:
+        """Return the module with the structural edits left in `folder`."""
         from penjing_prune.pruning import replay
 
         return model.become("torch", replay(model.value, folder))

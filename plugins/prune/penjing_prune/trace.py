@@ -43,7 +43,7 @@ class Site:
     line: str
 
     def __str__(self) -> str:
-        return f"{self.module or 'the network'} ({self.line})"
+        return (self.module or "the network") + (f" ({self.line})" if self.line else "")
 
 
 @dataclasses.dataclass
@@ -106,9 +106,11 @@ def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
     try:
         with evaluating(module), tracer.watching(module), torch.no_grad():
             tracer.run(module, example)
-        unseen = [name for name, p in module.named_parameters() if id(p) not in tracer.touched]
-        if unseen:
+        decided = tracer.decided
+        if unseen := tracer.unseen(module):
             _trace_training(module, tracer, example, unseen)
+        if decided and (unseen := tracer.unseen(module)):
+            tracer.fix_all(f"the network looks at its own values in {decided} and may yet run {unseen[0]}")
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     tracer.protect_attention(module)
@@ -126,7 +128,7 @@ def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...]
     except Exception:  # whatever a network raises that needs more than an image to train
         tracer.result.union.fix(
             (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
-            "it does not run on an image alone",
+            "it runs in training only, and could not be tried with this image",
         )
     finally:
         module.load_state_dict(state)
@@ -153,6 +155,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.union = Union()
         self.result = Traced(self.union, [])
         self.touched: set[int] = set()
+        #: where the code read a value that was computed, on which it may decide what to run
+        self.decided: Site | None = None
         self._labels = WeakTensorKeyDictionary()
         self._leaf: dict[int, Leaf] = {}
         self._modules = dict(module.named_modules())
@@ -207,6 +211,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         for tensor in tensors:
             if id(tensor) in self._leaf:
                 self.touched.add(id(tensor))
+        if func.overloadpacket.__name__ == "_local_scalar_dense":
+            self.decided = self.decided or self.site()
         out = func(*args, **kwargs)
         self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
@@ -247,6 +253,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def fix_ids(self, ids: Ids, reason: str) -> None:
         """Say the same of ids."""
         self.union.fix(ids.ravel().tolist(), reason)
+
+    def fix_all(self, reason: str) -> None:
+        """Say it of every channel there is."""
+        for leaf in self.result.leaves:
+            for ids in leaf.ids:
+                self.fix_ids(ids, reason)
+
+    def unseen(self, module: nn.Module) -> list[str]:
+        """Return the parameters that no operator has taken up."""
+        return [name for name, p in module.named_parameters() if id(p) not in self.touched]
 
     def weight_of(self, tensor: torch.Tensor) -> Leaf | None:
         """Return the matrix of which `tensor` is the transpose: what a linear layer multiplies with."""
@@ -316,13 +332,20 @@ _HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 def _line() -> str:
-    """Return the innermost line of code outside PyTorch itself, as file:line."""
-    frame = sys._getframe(1)
+    """Return the innermost line of the network's own code, as file:line; "" where all of it is PyTorch's."""
+    frame, inside = sys._getframe(1), False
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)) and not name.startswith("<"):
+        if name.startswith(_HERE):
+            if inside:  # out of the network again: this is who called it
+                return ""
+        elif name.startswith("<"):
+            return f"line {frame.f_lineno} of its program"
+        elif not name.startswith(_TORCH):
             return f"{Path(name).name}:{frame.f_lineno}"
+        else:
+            inside = True
         if frame.f_back is None:
             break
         frame = frame.f_back
-    return "?"
+    return ""

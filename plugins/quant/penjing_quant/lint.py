@@ -229,6 +229,8 @@ def command(model: Path, device: str, as_json: bool) -> None:
 
 def _page(found: list[Finding], model: Path, device: Device) -> str:
     """Return findings by rule, as text."""
+    from penjing.console import wrapped
+
     if not found:
         return f"{click.style('✓', fg='green')} {model.name} breaks no rule of {device}.\n"
     rules: dict[str, list[Finding]] = {}
@@ -236,11 +238,17 @@ def _page(found: list[Finding], model: Path, device: Device) -> str:
         rules.setdefault(finding.rule, []).append(finding)
     lines = []
     for rule, broken in rules.items():
-        lines.append(f"{click.style('✗', fg='red')} {click.style(rule, bold=True)}: {broken[0].says}")
-        lines += [f"    {finding.what}" for finding in broken[:SHOWN]]
+        head = wrapped(f"✗ {rule}: {broken[0].says}", then="    ")
+        lines.append(
+            head.replace(f"✗ {rule}", f"{click.style('✗', fg='red')} {click.style(rule, bold=True)}", 1)
+        )
+        lines += [wrapped(finding.what, first="    ", then="      ") for finding in broken[:SHOWN]]
         if len(broken) > SHOWN:
             lines.append(f"    … and {len(broken) - SHOWN} more (--json lists all)")
         sources = dict.fromkeys(finding.source for finding in broken)
-        lines += [f"  source: {'; '.join(sources)}", f"  what to do: {broken[0].cure}"]
+        lines += [
+            wrapped(f"source: {'; '.join(sources)}", first="  ", then="    "),
+            wrapped(f"what to do: {broken[0].cure}", first="  ", then="    "),
+        ]
     count = f"{len(rules)} rule{'s' if len(rules) > 1 else ''}"
     return "\n".join([*lines, f"{model.name} breaks {count} of {device}.\n"])

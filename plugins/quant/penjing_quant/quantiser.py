@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from penjing.model import Model
     from penjing.step import Context, Scheme, Session
 
-    from penjing_quant.calibrate import Calibration
+    from penjing_quant.calibrate import Calibration, Method
     from penjing_quant.integers import Weight
     from penjing_quant.static import StaticQuantisation
     from penjing_quant.write import Written
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 #: why a layer stays float, as the report says it
 BY_NAME = "it was excluded by name"
 BY_TIME = "one of the first layers, which integers make no faster"
+#: dB; below this, other ways to choose ranges are tried for symmetric integers, of whose 8 bits one is lost on
+#: activations that are never negative, so that what a range keeps matters more
+POOR = 20.0
+OTHERS: tuple[Method, ...] = ("average", "mse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Quantiser:
         self.judges = self.photos.judges()
         #: names of the first layers, which compute in float with weights stored as integers
         self.floats: frozenset[str] = frozenset()
+        #: how ranges are chosen
+        self.method: Method = step.method
         #: SQNR in dB after each attempt, and the pairs of layers that were equalised
         self.tried: dict[str, float] = {}
         self.equalised: list[str] = []
@@ -75,6 +81,8 @@ class Quantiser:
         best = self.candidate(self.model, self.model, calibration)
         self.tried["plain"] = best.sqnr
         self.warn(best.calibration)
+        if best.written.integer and self.step.other_ranges:
+            best = self.other_ranges(best)
         if best.written.integer and self.step.equalise:
             best = self.equalise(best)
         if best.written.integer and self.step.bias_correction:
@@ -84,6 +92,17 @@ class Quantiser:
         return best
 
     # -- recovery
+
+    def other_ranges(self, best: Candidate) -> Candidate:
+        """Return the best of `best`, whose ranges are by percentile, and of the same with ranges by other methods."""
+        if self.method != "percentile" or not self.scheme.symmetric or best.sqnr >= POOR:
+            return best
+        for method in OTHERS:
+            other = self.candidate(self.model, self.model, self.calibrate(self.model, method))
+            self.tried[method] = other.sqnr
+            if other.sqnr > best.sqnr:
+                best, self.method = other, method
+        return best
 
     def equalise(self, best: Candidate) -> Candidate:
         """Return the better of `best` and of the same with neighbouring layers evened out."""
@@ -153,17 +172,17 @@ class Quantiser:
         }
         return choice.count
 
-    def calibrate(self, model: onnx.ModelProto) -> Calibration:
-        """Measure the ranges of `model`."""
+    def calibrate(self, model: onnx.ModelProto, method: Method | None = None) -> Calibration:
+        """Measure the ranges of `model`, by the method in use where none is named."""
         import onnx_ir as ir
 
         from penjing_quant.calibrate import calibrate
         from penjing_quant.placement import observed
 
         tensors = observed(ir.from_proto(model).graph, self.scheme, self.floats | self.excluded)
-        step = self.step
+        method = method or self.method
         return calibrate(
-            model, tensors, self.photos, self.scheme, step.method, step.percentile, self.context.progress
+            model, tensors, self.photos, self.scheme, method, self.step.percentile, self.context.progress
         )
 
     def write(
@@ -250,7 +269,7 @@ class Quantiser:
             dict.fromkeys(self.floats, BY_TIME) | dict.fromkeys(self.excluded, BY_NAME) | dict(why or {})
         )
         self.context.details.update(
-            method=self.step.method,
+            method=self.method,
             photographs=best.calibration.photographs,
             photographs_held_out=len(self.judges) if self.photos.held_out else 0,
             tensors=len(best.written.tensors),

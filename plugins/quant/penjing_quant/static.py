@@ -36,6 +36,10 @@ class StaticQuantisation(Technique):
         "percentile", "How the range of an activation is chosen from the values it took."
     )
     percentile: float = option(99.99, "Share of the values that method percentile keeps.", between=(90, 100))
+    other_ranges: bool = option(
+        True,
+        "Where ranges by percentile leave symmetric integers less than 20 dB of SQNR, try average and mse too.",
+    )
     images: int = option(300, "Photographs to calibrate with, at most.", between=(1, 100_000))
     per_channel: bool | None = option(
         None, "One scale for each output channel of a weight; none: as the device wants it."
@@ -108,6 +112,7 @@ class StaticQuantisation(Technique):
             self,
             method="minmax",
             per_channel=False,
+            other_ranges=False,
             equalise=False,
             bias_correction=False,
             adaround=False,
