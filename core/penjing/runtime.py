@@ -65,6 +65,9 @@ class Predictor:
 
     def predict(self, images: Iterable[Image], top: int = 5) -> list[Answer]:
         """Return the answer for each image, in order; InputError names the first that cannot be read."""
+        _check_images(images)
+        if top < 0:
+            raise InputError(f"top is {top}.", hint="Give the number of classes to name, 0 or more.")
         with pillow_warnings(), bundle.said():
             named = ((_name(image, index), _prepared(image, index)) for index, image in enumerate(images))
             return [self._answer(found) for found in self._model.answer(named, top)]
@@ -85,8 +88,21 @@ def load(folder: str | Path, *, threads: int = 0, batch: int = 0, any_machine: b
     Raises InputError for one that is not sound, PlanError where this machine is not what it was made for and
     `any_machine` does not allow for other speed and answers.
     """
+    if threads < 0 or batch < 0:
+        raise InputError(f"threads is {threads}, batch {batch}.", hint="Give a number above 0, or 0.")
     with bundle.said():
         return Predictor(runner.Model(runner.Bundle(str(folder)), threads, batch, any_machine))
+
+
+def _check_images(images: object) -> None:
+    """Raise InputError for one image where several are asked for: its letters or rows could pass for images."""
+    from PIL.Image import Image as Picture
+
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    one = isinstance(images, str | bytes | os.PathLike | Picture) or (len(shape) == 3 and shape[-1] == 3)
+    if one or not isinstance(images, Iterable):
+        what = f"an array of shape {list(shape)}" if shape else f"a {type(images).__name__}"
+        raise InputError(f"{what} is no list of images.", hint="Give a list, also of one: predict([image]).")
 
 
 def _name(image: Image, index: int) -> str:
@@ -99,6 +115,8 @@ def _prepared(image: Image, index: int) -> Any:
     from PIL import Image as Pillow
 
     if isinstance(image, str | os.PathLike):
+        if Path(image).is_dir():
+            raise InputError(f"{os.fspath(image)} is a folder.", hint="Give the photographs in it.")
         return os.fspath(image)
     if isinstance(image, np.ndarray):
         if (

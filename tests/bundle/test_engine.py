@@ -7,6 +7,7 @@ with what its version has and no more.
 import ast
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_an_engine_is_built_once(
     assert capsys.readouterr().err.count("minutes, once") == 1
 
 
-@pytest.mark.parametrize("change", ["version", "gpu", "options", "network", "batch"])
+@pytest.mark.parametrize("change", ["version", "gpu", "options", "network"])
 def test_a_stale_engine_is_rebuilt_and_never_loaded(
     make_tensorrt: MakeTensorRt, monkeypatch: pytest.MonkeyPatch, reseal: Any, change: str
 ) -> None:
@@ -246,22 +247,53 @@ def test_a_stale_engine_is_rebuilt_and_never_loaded(
     trt = fake(monkeypatch, "10.3.0")
     load(folder)
     before = plans(folder)
-    options: dict[str, Any] = {}
     if change == "version":
         trt = fake(monkeypatch, "10.7.0")
     elif change == "gpu":
         monkeypatch.setattr(trt.Cuda, "capability", "8.6")
     elif change == "options":
         reseal(folder, lambda manifest: manifest["runtime"]["build"].update(precisions=["fp16"]))
-    elif change == "network":
-        _rename_graph(folder, reseal)
     else:
-        options["batch"] = 2
+        _rename_graph(folder, reseal)
 
-    load(folder, **options)
+    load(folder)
 
     assert len(plans(folder)) == 1
     assert plans(folder) != before
+
+
+def test_engines_for_other_batches_are_kept_side_by_side(
+    make_tensorrt: MakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tensorrt(batch=None)
+    trt = fake(monkeypatch, "10.3.0")
+    load(folder)
+    load(folder, batch=2)
+    trt.asked.clear()
+
+    load(folder)
+    load(folder, batch=2)
+
+    assert len(plans(folder)) == 2
+    assert not trt.asked
+
+
+def test_what_a_killed_build_left_a_day_ago_is_removed_and_what_another_is_writing_stays(
+    make_tensorrt: MakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tensorrt(batch=None)
+    fake(monkeypatch, "10.3.0")
+    names = ["engine-0123.plan.77", "building-77.onnx", "timing-77.plan"]
+    for name in names:
+        (folder / name).write_bytes(b"old")
+        os.utime(folder / name, (0, 0))
+    (folder / "engine-0123.plan.78").write_bytes(b"new")
+
+    load(folder, batch=3)
+
+    left = {path.name for path in folder.iterdir()}
+    assert not left & set(names)
+    assert "engine-0123.plan.78" in left
 
 
 def _rename_graph(folder: Path, reseal: Any) -> None:
@@ -389,6 +421,24 @@ def test_a_folder_that_cannot_be_written_is_told(
 
     assert refusal(folder).endswith("No space left on device.")
     assert not plans(folder)
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_built(
+    make_tensorrt: MakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: str, mode: str = "r", **options: Any) -> Any:
+        if "w" in mode:
+            raise OSError(30, "Read-only file system")
+        return open(path, mode, **options)  # noqa: PTH123  # what it stands for
+
+    folder = make_tensorrt(batch=4)
+    trt = fake(monkeypatch, "10.3.0")
+    monkeypatch.setattr(engine, "open", read_only, raising=False)
+
+    said = refusal(folder)
+
+    assert "Read-only file system. Copy the bundle to where you may write." in said
+    assert not trt.asked
 
 
 class Library:

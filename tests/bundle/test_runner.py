@@ -56,7 +56,7 @@ def test_it_imports_nothing_but_the_standard_library_numpy_pillow_onnxruntime_an
     names = set()
     for node in ast.walk(ast.parse(SOURCE.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             names.add(node.module or "")
@@ -339,20 +339,26 @@ def test_the_state_of_a_raspberry_pi_and_a_jetson_is_read(monkeypatch: pytest.Mo
         ((3, 6), "aarch64", 64, "", '"onnxruntime==1.10.0"'),
         ((3, 8), "aarch64", 64, "1.21", '"onnxruntime==1.19.2"; the bundle asks for 1.21 or later'),
         ((3, 13), "x86_64", 64, "1.21", '"onnxruntime>=1.21"'),
-        ((3, 11), "armv7l", 32, "", "There is none for a 32-bit Python on armv7l: install a 64-bit system."),
+        (
+            (3, 11),
+            "armv7l",
+            32,
+            "",
+            "There is no onnxruntime for a 32-bit Python on armv7l: install a 64-bit system.",
+        ),
         (
             (3, 11),
             "aarch64",
             32,
             "",
-            "There is none for a 32-bit Python on aarch64: install a 64-bit system.",
+            "There is no onnxruntime for a 32-bit Python on aarch64: install a 64-bit system.",
         ),
     ],
 )
 def test_what_is_to_be_installed_depends_on_the_board(
     python: tuple[int, int], arch: str, bits: int, minimum: str, wanted: str
 ) -> None:
-    assert runner.how_to_install("onnxruntime", minimum, python, arch, bits).endswith(wanted)
+    assert runner.how_to_install(["onnxruntime"], minimum, python, arch, bits).endswith(wanted)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "numpy", "PIL"])
@@ -474,3 +480,103 @@ def test_a_terminal_without_the_letters_gets_others(make: Make) -> None:
     runner.say("hôtel", file)
 
     assert file.buffer.getvalue() == b"h\\xf4tel\n"  # type: ignore[attr-defined]  # the BytesIO given above
+
+
+def test_no_line_plays_with_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    runner.show_check({"files": 1, "distance": {"o\x1b[2J": 0.0}, "tolerance": 0.1, "ok": True})
+
+    assert "o?[2J is 0.0000 away" in capsys.readouterr().out
+
+
+def test_all_packages_that_are_absent_are_named_at_once(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(
+        runner.RunnerError, match=r"^numpy and PIL and onnxruntime are not installed.*pillow"
+    ) as caught:
+        runner.require(runner.Bundle(str(pristine)).manifest["runtime"])
+    assert "onnxruntime" in str(caught.value).partition("pillow")[2]
+
+
+def test_an_old_python_is_told_which_one_has_a_runtime_for_the_model(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((pristine / "manifest.json").read_text())
+    manifest["runtime"]["minimum"] = "99.1"
+    monkeypatch.setattr("sys.version_info", (3, 6, 15))
+
+    with pytest.raises(
+        runner.RunnerError, match=r"asks for 99\.1 or later, and that Python 3\.11 or later\.$"
+    ):
+        runner.OnnxRuntime(b"no model", manifest, 1)
+
+
+def test_folders_without_photographs_are_told(pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+
+    done = start(pristine, str(tmp_path / "empty"))
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path}/empty: no photograph is in this folder\n"
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(path: str, onerror: Callable[[OSError], None]) -> list[Any]:
+        onerror(PermissionError(13, "Permission denied", f"{path}/closed"))
+        return [(path, ["closed"], ["a.png"])]
+
+    monkeypatch.setattr("os.walk", walk)
+
+    assert [name for name, _ in runner.found_in([str(tmp_path)])] == [
+        f"{tmp_path}/a.png",
+        f"{tmp_path}/closed",
+    ]
+
+
+@pytest.mark.parametrize("scores", [[np.nan, 1.0], [np.inf, 0.0], []])
+def test_scores_that_are_no_numbers_are_no_answer(scores: list[float]) -> None:
+    assert runner.probabilities(np.array(scores, np.float32)) is None
+
+
+def test_a_model_that_answers_nan_is_told_for_each_image(make: Make, photographs: Path) -> None:
+    model = runner.Model(runner.Bundle(str(make())))
+    model.session = lambda batch: [np.full((1, 3), np.nan, np.float32)]
+
+    (answer,) = model.answer(iter([("x", str(photographs / "red" / "0.png"))]), 5)
+
+    assert answer["error"] == "the model's scores are no numbers"
+    assert json.loads(
+        json.dumps(runner.summary("x", np.array([np.nan, np.inf], np.float32)), allow_nan=False)
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_answer_that_cannot_be_written_is_told_in_one_line(pristine: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(pristine / "runner.py"), "--check"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 4
+    assert done.stderr == "error: The answer cannot be written: No space left on device.\n"
+
+
+def test_without_a_standard_output_it_ends_with_a_message(pristine: Path) -> None:
+    command = f'exec "{sys.executable}" "{pristine}/runner.py" --check >&-'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (4, "error: There is no standard output to answer on.\n")
+
+
+def test_a_link_to_the_runner_finds_its_bundle(pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "see.py").symlink_to(pristine / "runner.py")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "see.py"), "--check"], capture_output=True, check=False
+    )
+
+    assert done.returncode == 0

@@ -74,3 +74,37 @@ def test_importing_it_imports_no_framework() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        ("photo.jpg", "a str is no list"),
+        (Path("photo.jpg"), "Path is no list"),
+        (b"photo.jpg", "a bytes is no list"),
+        (Image.new("RGB", (4, 4)), "a Image is no list"),
+        (np.zeros((8, 8, 3), np.uint8), r"an array of shape \[8, 8, 3\] is no list"),  # else 8 grey images
+        (None, "a NoneType is no list"),
+    ],
+)
+def test_one_image_is_not_taken_for_several(predict: runtime.Predictor, images: Any, what: str) -> None:
+    with pytest.raises(InputError, match=what) as caught:
+        predict(images)
+    assert "predict([image])" in caught.value.hint
+
+
+def test_a_batch_of_arrays_is_a_list_of_images(predict: runtime.Predictor) -> None:
+    assert len(predict(np.zeros((2, 8, 8, 3), np.uint8))) == 2
+
+
+def test_a_folder_is_no_image(predict: runtime.Predictor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        predict([tmp_path])
+
+
+def test_numbers_below_0_are_refused(predict: runtime.Predictor, pristine: Path) -> None:
+    with pytest.raises(InputError, match="top is -1"):
+        predict([], top=-1)
+    for options in ({"threads": -1}, {"batch": -2}):
+        with pytest.raises(InputError, match="-"):
+            runtime.load(pristine, **options)

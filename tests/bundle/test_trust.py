@@ -248,3 +248,24 @@ def test_other_files_in_the_folder_do_not_matter(copied: Path) -> None:
     (copied / "photo.jpg").write_bytes(b"mine")
 
     assert bundle.read(copied).manifest["task"] == "classification"
+
+
+@pytest.mark.parametrize(
+    "change", [{"std": [1e-300, 1, 1]}, {"scale": 1e-300}, {"crop": [9, 8]}, {"resize": [8, 9]}]
+)
+def test_preprocessing_that_cannot_be_that_of_the_model_is_refused(
+    copied: Path, reseal: Reseal, change: dict[str, Any]
+) -> None:
+    reseal(copied, lambda manifest: manifest["preprocess"].update(change))
+
+    assert "wrong field preprocess" in refusal(copied)
+
+
+def test_more_threads_than_this_machine_has_cores_are_not_started(copied: Path, reseal: Reseal) -> None:
+    reseal(copied, lambda manifest: manifest["runtime"].update(threads=1024))
+
+    assert runner.Model(runner.Bundle(str(copied))).threads == runner.cores() <= (os.cpu_count() or 1)
+
+
+def test_where_there_is_no_bundle_the_folder_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"manifest.json in {tmp_path} cannot be read: No such file or directory."

@@ -156,3 +156,10 @@ def test_lines_fit_the_terminal_words_stay_whole_and_a_terminal_obeys_nothing(mo
     text = wrapped("a\x1b[31m name " + "x" * 30 + " and more words", first="! ", then="  ")
 
     assert text.splitlines() == ["! a\N{REPLACEMENT CHARACTER}[31m name", "  " + "x" * 30, "  and more words"]
+
+
+def test_what_speaks_of_a_board_is_refused_without_one(penjing):
+    code, _, error = penjing("measure", "run", "--path", "there")
+
+    assert code == 2
+    assert "--host" in error

@@ -45,6 +45,8 @@ class Proxy(threading.Thread):
         self.port: int = self._door.getsockname()[1]
         #: bytes that may yet go up before the connection breaks; None: all
         self.allowance: int | None = None
+        #: the same, for the connections after it
+        self.then: list[int] = []
         #: whether a broken connection may be made again
         self.mends = True
         self.breaks = 0
@@ -76,7 +78,8 @@ class Proxy(threading.Thread):
                     if self.allowance is not None:
                         self.allowance -= len(data)
                         if self.allowance < 0:
-                            self.allowance, self.breaks = None, self.breaks + 1
+                            self.allowance = self.then.pop(0) if self.then else None
+                            self.breaks += 1
                             break
         except OSError:
             pass

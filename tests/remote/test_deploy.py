@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,30 @@ def test_a_broken_connection_is_taken_up_where_it_was(board: Any, run: Path) -> 
     assert board.proxy.up < 7_000_000 + size - 3_000_000
 
 
+def test_a_connection_that_breaks_twice_is_taken_up_twice(board: Any, run: Path) -> None:
+    board.proxy.allowance, board.proxy.then = 5_000_000, [4_000_000]
+    watch = Watch()
+
+    assert remote.deploy(run, board.place(), watch)["check"]["ok"]
+
+    assert (board.proxy.breaks, len(watch.warned)) == (2, 2)
+    assert files(board.home / "penjing-bundles" / "a-run-of-mine") == files(run / "bundle")
+
+
+@pytest.mark.parametrize("shell", ["tcsh", "csh", "fish", "bash", "zsh", "dash"])
+def test_any_login_shell_hands_a_request_on_as_it_is(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"there is no {shell} here")
+    path = f"{tmp_path}/a b'c\"d$(e)`f`!g\\h"
+    with Board("board", ssh=sys.executable, python=sys.executable) as connection:
+        asked = connection._command({"ask": "probe", "path": path})[-1]
+
+    done = subprocess.run([program, "-c", asked], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout)["path"] == path
+
+
 def test_a_connection_that_stays_broken_leaves_nothing_to_be_taken_for_a_bundle(
     board: Any, run: Path
 ) -> None:
@@ -255,6 +281,50 @@ def test_a_file_that_was_changed_on_the_way_is_not_taken(
     assert remote.deploy(run, board.place(), Silent())["check"]["ok"]
 
 
+def test_two_who_bring_the_same_at_once_both_succeed(board: Any, run: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: remote.deploy(run, board.place(), Silent()), range(3)))
+
+    there = board.home / "penjing-bundles" / "a-run-of-mine"
+    assert all(answer["check"]["ok"] for answer in found)
+    assert files(there) == files(run / "bundle")
+    assert [path.name for path in there.parent.iterdir()] == [there.name]
+
+
+def test_what_is_brought_a_second_time_never_makes_a_file_shorter(tmp_path: Path) -> None:
+    """Not even for a moment: it may be about to become part of a bundle."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    stream = TextIOWrapper(BytesIO(b'[["a", 0, 10]]\n01234'))  # and there the connection breaks
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(program.RefusedError):
+        patch.setattr(sys, "stdin", stream)
+        program.receive({"path": str(tmp_path)})
+
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+def test_a_bundle_that_was_damaged_on_the_board_is_mended(board: Any, run: Path) -> None:
+    remote.deploy(run, board.place(), Silent())
+    there = board.home / "penjing-bundles" / "a-run-of-mine"
+    (there / "model.onnx").write_bytes(b"damaged")
+
+    assert remote.deploy(run, board.place(), Silent())["check"]["ok"]
+    assert files(there) == files(run / "bundle")
+
+
+def test_what_an_earlier_bundle_left_half_way_is_cleaned_too(board: Any, run: Path) -> None:
+    remote.deploy(run, board.place(), Silent())
+    above = board.home / "penjing-bundles"
+    for name in (".a-run-of-mine.part-0123456789ab", ".a-run-of-mine.part-0123456789ab.77.old"):
+        (above / name).mkdir()
+        (above / name / "model.onnx").write_bytes(b"half")
+    (above / ".a-run-of-mine.part-of-something-else").mkdir()
+
+    remote.clean(run, board.place(), Silent())
+
+    assert [path.name for path in above.iterdir()] == [".a-run-of-mine.part-of-something-else"]
+
+
 # -- boards that cannot
 
 
@@ -284,6 +354,16 @@ def test_a_board_without_python_is_told(board: Any, run: Path) -> None:
     assert "has no /nowhere/python" in complaint(
         lambda: remote.deploy(run, board.place(python="/nowhere/python"), Silent())
     )
+
+
+def test_a_python_that_is_too_old_is_told(board: Any, run: Path, tmp_path: Path) -> None:
+    old = "import sys\nsys.version_info = (2, 7, 18)\n"
+
+    message = complaint(
+        lambda: remote.deploy(run, board.place(python=wrapped(tmp_path, "sitecustomize", old)), Silent())
+    )
+
+    assert message.endswith("is Python 2.7, and 3.6 or later is needed.")
 
 
 def test_a_board_without_onnxruntime_is_told_what_to_type(board: Any, run: Path, tmp_path: Path) -> None:
@@ -449,7 +529,7 @@ def test_a_run_without_bundle_is_told(run: Path, tmp_path: Path) -> None:
 
 
 def test_host_keys_are_never_left_unchecked() -> None:
-    with Board("board") as connection:
+    with Board("board", ssh=sys.executable) as connection:  # which here is only to exist
         words = connection._command({"ask": "probe"})
 
     assert not [word for word in words if "StrictHostKeyChecking" in word or "KnownHosts" in word]

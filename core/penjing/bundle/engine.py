@@ -1,5 +1,5 @@
 # The second part of runner.py in the bundles that TensorRT runs; it keeps to Python 3.6 as the first part does:
-# ruff: noqa: B905, UP006, UP035, PTH105, PTH107, PTH110, PTH113, PTH118, PTH119, PTH123, PTH207
+# ruff: noqa: B905, UP006, UP035, PTH105, PTH107, PTH110, PTH113, PTH116, PTH118, PTH119, PTH123, PTH207
 """TensorRT for the runner: an engine is built on the device at first need, and kept beside the bundle."""
 
 import contextlib
@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from typing import Any, Dict, Iterator, List, Tuple
@@ -141,7 +140,7 @@ class Order:
         self.facts = {"tensorrt": version, "gpu": gpu.name, "compute_capability": gpu.capability}
         rest = {key: value for key, value in self.build.items() if key != "command"}
         network, cache = (hashlib.sha256(data).hexdigest() for data in (self.network, self.cache))
-        whole = [self.facts, rest, network, cache, batch if self.dynamic else None]
+        whole = [self.facts, rest, network, cache]
         self.key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -193,7 +192,8 @@ class Shelf:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self.path = os.path.join(order.folder, f"engine-{order.key}.plan")
+        batch = f"-{order.batch}" if order.dynamic else ""
+        self.path = os.path.join(order.folder, f"engine-{order.key}{batch}.plan")
 
     def find(self) -> bytes:
         """Return the engine for this very network, TensorRT and GPU; b"" where there is none, whole."""
@@ -224,9 +224,33 @@ class Shelf:
             raise RunnerError(
                 f"The engine cannot be kept in {self._order.folder}: {error.strerror or error}.", BAD_MACHINE
             ) from error
-        for other in glob.glob(os.path.join(glob.escape(self._order.folder), "engine-*.plan*")):
-            if other != self.path:
-                self._remove(other)
+        self._tidy()
+
+    def check(self) -> None:
+        """Raise RunnerError where an engine could not be kept: before minutes are spent on it."""
+        path = f"{self.path}.{os.getpid()}"
+        try:
+            with open(path, "wb"):
+                pass
+        except OSError as error:
+            raise RunnerError(
+                f"An engine has to be built, and cannot be kept in {self._order.folder}: "
+                f"{error.strerror or error}. Copy the bundle to where you may write.",
+                BAD_MACHINE,
+            ) from error
+        self._remove(path)
+
+    def _tidy(self) -> None:
+        """Remove engines for another network, TensorRT or GPU, and what builds that were killed left a day ago."""
+        folder = glob.escape(self._order.folder)
+        for path in glob.glob(os.path.join(folder, "engine-*.plan")):
+            if not os.path.basename(path).startswith(f"engine-{self._order.key}"):
+                self._remove(path)
+        for pattern in ("engine-*.plan.*", "building-*.*", "timing-*.plan"):
+            for path in glob.glob(os.path.join(folder, pattern)):
+                with contextlib.suppress(OSError):
+                    if time.time() - os.stat(path).st_mtime > 24 * 3600:
+                        os.remove(path)
 
     @staticmethod
     def _remove(path: str) -> None:
@@ -240,6 +264,7 @@ def engine_of(order: Order, build: Any) -> Tuple[bytes, Dict[str, Any]]:
     engine = shelf.find()
     facts: Dict[str, Any] = dict(order.facts, engine=os.path.basename(shelf.path), built_s=None)
     if not engine:
+        shelf.check()
         say(
             f"note: building the engine for TensorRT {order.version} on {order.facts['gpu']}: minutes, once.",
             sys.stderr,
@@ -285,6 +310,7 @@ class TensorRt:
         self._sides = [tensor["shape"][1:] for tensor in bundle.manifest["outputs"]]
         self._pointers: Dict[str, int] = {}
         self._results: List[Any] = []
+        self._bindings: List[int] = []
         self._shape: Any = None
         # versions before 8.5 know tensors by number
         self._by_name = hasattr(self._engine, "num_io_tensors")
@@ -356,8 +382,7 @@ class TensorRt:
             done = self._context.execute_async_v3(self._stream)
             self._gpu.wait(self._stream)
         else:
-            names = [self._engine.get_binding_name(index) for index in range(self._engine.num_bindings)]
-            done = self._context.execute_v2([self._pointers[name] for name in names])
+            done = self._context.execute_v2(self._bindings)
         if not done:
             raise why_failed("The model failed", self._log.said)
         for name, result in zip(self._outputs, self._results):
@@ -397,6 +422,9 @@ class TensorRt:
         if self._by_name:
             for name, pointer in self._pointers.items():
                 context.set_tensor_address(name, pointer)
+        else:
+            names = [engine.get_binding_name(index) for index in range(engine.num_bindings)]
+            self._bindings = [self._pointers[name] for name in names]
         self._shape = batch.shape
 
 
@@ -519,6 +547,8 @@ HOW_TO_GET_TENSORRT = (
 
 def run_program(words: List[str]) -> str:
     """Return all that a program prints; what it prints tells whether it did well."""
+    import subprocess
+
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from penjing.bundle.runner import LAST_FOR, older
+from penjing.bundle.runner import LAST_FOR, python_for
 
 if TYPE_CHECKING:
     from penjing.device import Device
@@ -87,6 +87,5 @@ def _needs(device: Device, minimum: str) -> str:
     version = device.facts.get("python")
     if version:
         return f"Python {version}, as {device.stack or 'its system'} has it"
-    newer = [python for python, last in LAST_FOR.items() if not older(last, minimum)]
-    lowest = min(newer, default=(3, 11))
+    lowest = python_for(minimum)
     return f"a 64-bit system with Python {lowest[0]}.{lowest[1]} or later"

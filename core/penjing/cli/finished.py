@@ -70,6 +70,8 @@ def measure(run: Path, seconds: float, photos: int, as_json: bool, quiet: bool, 
 
     With --host the optimised model's bundle is brought to that board, checked, timed and scored there.
     """
+    if not where["host"] and (where["path"] or where["python"] or where["ssh"] != "ssh"):
+        raise click.UsageError("--path, --ssh and --python speak of a board: name it with --host.")
     with shown(quiet) as progress:
         if where["host"]:
             from penjing import remote

@@ -10,11 +10,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+import time
 from typing import Any, Dict, List
 
 CHUNK = 2**16
+#: tenths of a second to wait for another who does the same
+PATIENCE = 100
 MARKS = ("manifest.json", "runner.py")
 
 
@@ -61,11 +65,9 @@ def have(request: Dict[str, Any]) -> Dict[str, Any]:
     path, names = place(request), json.loads(sys.stdin.read())
     found = {}
     for name in names:
-        try:
-            with open(os.path.join(path, name), "rb") as file:
-                found[name] = size_and_hash(file)
-        except OSError:
-            continue
+        facts = facts_of(path, name)
+        if facts:
+            found[name] = facts
     return {"files": found}
 
 
@@ -84,15 +86,16 @@ def receive(request: Dict[str, Any]) -> Dict[str, Any]:
     for name, offset, size in json.loads(stream.readline().decode("utf-8")):
         target = os.path.join(path, name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(target, "r+b" if offset else "wb") as file:
+        # cut only at its end: whoever brings the same at the same time writes the same bytes
+        with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             file.seek(offset)
-            file.truncate()
             while size:
                 chunk = stream.read(min(CHUNK, size))
                 if not chunk:
                     raise RefusedError("the connection ended before the files did")
                 file.write(chunk)
                 size -= len(chunk)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
     return {}
@@ -101,22 +104,86 @@ def receive(request: Dict[str, Any]) -> Dict[str, Any]:
 def finish(request: Dict[str, Any]) -> Dict[str, Any]:
     """Compare every file with its size and hash, then put the folder in its place: only now is it a bundle."""
     part, path, wanted = place(request, "part"), place(request), json.loads(sys.stdin.read())
-    if not os.path.isdir(part) and digest_at(path) == request["digest"]:
-        return {}  # done already, when the connection broke
+    for _ in range(PATIENCE):
+        if whole(path, request["digest"], wanted):
+            break  # done already: before the connection broke, or by another who brought the same
+        if os.path.isdir(part):
+            settle(part, path, request["digest"], wanted)
+            break
+        time.sleep(0.1)
+    else:
+        raise RefusedError(part + " is gone: somebody else brings the same or cleans up")
+    shutil.rmtree(part, ignore_errors=True)
+    remove_like(part, r"\.\d+(\.old)?")
+    return {}
+
+
+def settle(part: str, path: str, digest: str, wanted: Dict[str, Any]) -> None:
+    """Take a folder away from whoever still writes into it by name, compare its files, and put it in its place."""
+    taken = f"{part}.{os.getpid()}"
+    os.rename(part, taken)
+    try:
+        compare(taken, wanted)
+        refuse_other(path)
+        replace(taken, path)
+    except (OSError, RefusedError):
+        if whole(path, digest, wanted):
+            return  # another was faster
+        if os.path.isdir(taken) and not os.path.lexists(part):
+            os.rename(taken, part)  # what is right in it need not be sent again
+        raise
+
+
+def compare(folder: str, wanted: Dict[str, Any]) -> None:
     for name, expected in wanted.items():
-        with open(os.path.join(part, name), "rb") as file:
-            if size_and_hash(file) != expected:
-                raise RefusedError(name + " did not arrive as it was sent")
+        if facts_of(folder, name) != expected:
+            raise RefusedError(name + " did not arrive as it was sent")
+
+
+def refuse_other(path: str) -> None:
     if digest_at(path) == "other":
         raise RefusedError(path + " holds something that is no bundle")
-    old = part + ".old"
-    shutil.rmtree(old, ignore_errors=True)
-    if os.path.lexists(path):
-        os.rename(path, old)
+
+
+def replace(new: str, path: str) -> None:
+    """Put a folder in the place of another, which others may do at the same time."""
+    old = new + ".old"
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.rename(part, path)
+    for attempt in range(PATIENCE):
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if os.path.lexists(path):
+                os.rename(path, old)
+            os.rename(new, path)
+            break
+        except OSError:
+            if attempt + 1 == PATIENCE or not os.path.isdir(new):
+                raise
+            time.sleep(0.1)
     shutil.rmtree(old, ignore_errors=True)
-    return {}
+
+
+def whole(path: str, digest: str, wanted: Dict[str, Any]) -> bool:
+    """Tell whether the bundle of this digest lies there, each of its files as it was sent."""
+    there = digest_at(path) == digest
+    return there and all(facts_of(path, name) == expected for name, expected in wanted.items())
+
+
+def facts_of(folder: str, name: str) -> List[Any]:
+    """Return the size and hash of a file; nothing where there is none."""
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            return size_and_hash(file)
+    except OSError:
+        return []
+
+
+def remove_like(path: str, ending: str) -> None:
+    """Remove folders whose name is that of a path, which need not be there, and an ending."""
+    above, name = os.path.split(path)
+    for other in os.listdir(above) if os.path.isdir(above) else []:
+        if re.match(re.escape(name) + ending + r"\Z", other):
+            shutil.rmtree(os.path.join(above, other), ignore_errors=True)
 
 
 def run(request: Dict[str, Any]) -> Dict[str, Any]:
@@ -128,12 +195,14 @@ def run(request: Dict[str, Any]) -> Dict[str, Any]:
 
 def clean(request: Dict[str, Any]) -> Dict[str, Any]:
     """Remove the folders given, none but bundles and what was on its way to be one, and empty folders above them."""
-    for key in ("path", "part", "photos"):
+    for key in ("path", "photos"):
         path = place(request, key)
         if key == "path" and digest_at(path) == "other":
             raise RefusedError(path + " holds something that is no bundle, and stays")
         if os.path.isdir(path):
             shutil.rmtree(path)
+    # of this bundle, and of those that the run had before
+    remove_like(place(request, "part")[:-12], r"[0-9a-f]{12}(\.\d+)?(\.old)?")
     above = os.path.dirname(place(request))
     if os.path.basename(above) == request["above"] and os.path.isdir(above) and not os.listdir(above):
         os.rmdir(above)

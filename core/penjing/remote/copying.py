@@ -74,6 +74,14 @@ def send(board: Board, parcel: Parcel, folder: str, progress: Progress, what: st
     return sent
 
 
+def arrived(board: Board, parcel: Parcel, folder: str) -> bool:
+    """Tell whether every file is on the board as it is here."""
+    found: dict[str, list[int | str]] = board.ask(
+        "have", json.dumps(list(parcel.files)).encode(), path=folder
+    )["files"]
+    return found == parcel.wanted
+
+
 def persist(attempt: Callable[[], T], progress: Progress) -> T:
     """Do something that can be done again, until the connection holds; LostError where it does not."""
     for pause in PAUSES:

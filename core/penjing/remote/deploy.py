@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from penjing import bundle
 from penjing.api import described
 from penjing.errors import InputError, StepError
-from penjing.remote.copying import Parcel, persist, send
+from penjing.remote.copying import Parcel, arrived, persist, send
 from penjing.remote.ssh import Board, check_path
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def bring(
 ) -> dict[str, Any]:
     """Copy the bundle, unless it is there already; return what the board told of itself."""
     facts = board.ask("probe", path=path)
-    if facts["there"] == manifest["digest"]:
+    source = folder / "bundle"
+    parcel = Parcel({name: source / name for name in ("manifest.json", *sorted(manifest["files"]))})
+    if facts["there"] == manifest["digest"] and arrived(board, parcel, path):
         return facts
     if facts["there"] == "other":
         raise StepError(
@@ -116,9 +118,6 @@ def bring(
             f"{board.host}: {facts['path']} cannot be written.",
             hint="Name a folder with --path that you may write to there.",
         )
-    source = folder / "bundle"
-    names = ("manifest.json", *sorted(manifest["files"]))
-    parcel = Parcel({name: source / name for name in names})
     if facts["free"] < parcel.size + SPARE:
         raise StepError(
             f"{board.host}: {facts['free'] / 1e6:.0f} MB are free, and the bundle takes "

@@ -32,11 +32,14 @@ _PYTHON = re.compile(r"[\w./+~][\w./+~-]*", re.ASCII)
 _PATIENCE = ("ConnectTimeout=15", "ServerAliveInterval=10", "ServerAliveCountMax=3")
 #: in single quotes whole for sh, fish and csh: neither backslash nor quote nor exclamation mark is in it
 _START = (
-    'p=$2; test -n "$p" || {{ p=python3; test -x {venv} && p={venv}; }}; exec "$p" -c "$0" "$1" "$3"'.format(
+    'p=$3; test -n "$p" || {{ p=python3; test -x {venv} && p={venv}; }}; exec "$p" -c "$1" "$2" "$4"'.format(
         venv='"$HOME/penjing/bin/python"'
     )
 )
-_UNPACK = "import base64,sys,zlib;exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
+_UNPACK = (
+    "import base64,sys,zlib;v=sys.version_info[:2];"
+    "v<(3,6) and sys.exit(sys.executable+{sorry}%v);exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
+).format(sorry='" is Python %d.%d, and 3.6 or later is needed"')
 
 
 class LostError(StepError):
@@ -135,8 +138,8 @@ class Board:
         source = (Path(__file__).parent / "board.py").read_bytes()
         words = [base64.b64encode(zlib.compress(source)), base64.b64encode(json.dumps(request).encode())]
         program, asked = (word.decode("ascii") for word in words)
-        # every word is of letters, digits and +/= but for the two in single quotes, so that no shell changes any
-        remote = f"exec sh -c '{_START}' '{_UNPACK}' {program} '{self.python}' {asked}"
+        # every word is of letters, digits and +/= but for those in single quotes, so that no shell changes any
+        remote = f"exec sh -c '{_START}' penjing '{_UNPACK}' {program} '{self.python}' {asked}"
         return [*self._base(), "--", self.host, remote]
 
     def _start(
@@ -183,10 +186,13 @@ class Board:
                 f"{self.host} cannot be reached: {why or last}", hint=hint or _BY_HAND.format(self.host)
             )
         if code in (126, 127):
-            name = self.python or "python3"
+            lacks = "has no" if code == 127 else "cannot start"
             return StepError(
-                f"{self.host} has no {name}: {last}", hint="Install it there, or name one with --python."
+                f"{self.host} {lacks} {self.python or 'python3'}: {last}",
+                hint="Install it there, or name one with --python.",
             )
+        if "3.6 or later is needed" in last:
+            return StepError(f"{self.host}: {last}.", hint="Name a newer one with --python.")
         if self._answered and code < 0:
             return LostError(f"The connection to {self.host} was lost: ssh was stopped.", hint=_AGAIN)
         return StepError(
@@ -213,7 +219,7 @@ _SIGNS = (
 def _advice(error: str) -> str:
     if "No space left" in error or "quota" in error:
         return "Make room on the board, or name another folder with --path. What arrived is not sent twice."
-    if "Permission denied" in error or "Read-only" in error:
+    if any(sign in error for sign in ("Permission denied", "Read-only", "Not a directory")):
         return "Name a folder with --path that you may write to there."
     return "Nothing on the board is taken for a bundle until all of it has arrived."
 
