@@ -45,6 +45,8 @@ EXPRESSION = re.compile(
     r"(?:[su](?=\d)|\d|(?:FloorDiv|ModularIndexing|PythonMod|Mod|CeilToInt|Max|Min)\b"
     r"|[ ()+\-/,]|\*(?!\*)|\*\*[2-4](?![\d*]))*"
 )
+#: a size left open, as PyTorch writes it where batches are: its name says as much
+OPEN_SIZE = re.compile(r"Symbol\('([su]\d{1,9})'(?:, (?:positive|integer|nonnegative)=True)*\)")
 #: any other text: no quote, bracket or brace that could end a literal in generated code
 TEXT = re.compile(r"[\w .,:;+\-*/()<>=%]*")
 #: kinds of argument that carry no object, code or graph of their own
@@ -145,7 +147,7 @@ def _checked_copy(path: Path) -> io.BytesIO:
 
 def _checked_graph(data: bytes, path: Path) -> bytes:
     """Return a graph without what only debugging needs, everything left in it being allowed."""
-    tree = _json(data, path)
+    tree = _json(OPEN_SIZE.sub(r"\1", data.decode(errors="replace")).encode(), path)
     graph = tree["graph_module"]
     for node in graph["graph"]["nodes"]:
         node["metadata"] = {}

@@ -165,7 +165,7 @@ def _obstacle(
         wanted = " or ".join(sorted(step.accepts))
         return (
             f"{step.name} takes a model of form {wanted}, and gets {form}.",
-            "Put onnx.export before it." if "onnx" in step.accepts else "Move it before onnx.export.",
+            _conversion(step, form, model),
         )
     if step.needs and data is None:
         return f"{step.name} needs photographs ({', '.join(sorted(step.needs))}).", "Give --data FOLDER."
@@ -195,6 +195,14 @@ def _obstacle(
     except PlanError as error:
         return error.message, error.hint
     return "", ""
+
+
+def _conversion(step: Step, form: str, model: Model) -> str:
+    if "onnx" in step.accepts:
+        return "Put onnx.export before it."
+    if model.form == form == "onnx":
+        return f"Open the network from its source in Python, such as path/model.py:factory, or leave {step.name} out."
+    return "Move it before onnx.export."
 
 
 def _why(step: Step, device: Device, backend: Backend | None) -> str:

@@ -43,7 +43,7 @@ class TrainingOptions:
         between=(0, 0.99999),
     )
     batch_norm: bool = option(
-        True, "Estimate statistics of batch norms anew at the end, where that scores no worse."
+        True, "Estimate statistics of batch norms anew before each epoch is scored, and at the end."
     )
     patience: int = option(
         0, "Epochs without a better score on select after which it stops; 0 goes on.", between=(0, 10_000)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 from penjing import plan_view
 from penjing.api import compress, plan
 from penjing.errors import InputError, PlanError
 from penjing.goal import Goal
-from penjing.model import Tensor
+from penjing.host import Host
+from penjing.model import Model, Tensor
+from penjing.options import build
+from penjing.plan import _obstacle
 
 
 @pytest.fixture
@@ -171,3 +175,13 @@ def test_the_plan_as_people_read_it_fits_a_terminal_and_says_everything(made):
 def test_a_demand_that_no_result_could_be_held_to_is_refused(bound):
     with pytest.raises(PlanError, match="max_drop is"):
         Goal(max_drop=bound)
+
+
+def test_an_onnx_file_given_to_a_step_for_pytorch_is_told_to_open_its_source() -> None:
+    host, step = Host(), build(Host().step("prune.structured"), "prune.structured", {})
+    given = Model("onnx", Path("m.onnx"), "m.onnx", "0", (Tensor("input", (1, 3, 8, 8)),))
+    device = host.device("x86-64-avx2")
+    _, hint = _obstacle(step, "onnx", given, device, host.backend(device.backend), None)
+
+    assert "source in Python" in hint
+    assert "leave prune.structured out" in hint

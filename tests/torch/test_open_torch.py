@@ -370,6 +370,19 @@ def program(tmp_path_factory):
     return network, path
 
 
+def test_an_exported_program_whose_batch_was_left_open_takes_any(program, tmp_path):
+    network, _ = program
+    batch = torch.export.Dim("batch", min=1)
+    made = torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(made, tmp_path / "net.pt2")
+    model = open_torch(tmp_path / "net.pt2")
+
+    assert model.inputs[0].shape[1:] == (3, 8, 8)
+    for images in (torch.rand(1, 3, 8, 8), torch.rand(5, 3, 8, 8)):
+        with torch.no_grad():
+            assert torch.equal(model.value(images), network(images))
+
+
 def test_an_exported_program_computes_what_it_was_exported_from(program):
     network, path = program
     model = open_torch(path)
