@@ -205,6 +205,7 @@ def interleave(
     seconds: float,
     progress: Progress,
     rounds: int = 15,
+    what: str = "timing, interleaved",
 ) -> Timing:
     """Time sessions on the same input, one block of runs each in turn, about `seconds` in all.
 
@@ -218,7 +219,7 @@ def interleave(
     rounds = max(5, min(rounds, int(seconds / (5 * sum(one.values())))))
     share = seconds / rounds / len(sessions)
     blocks: dict[str, list[list[float]]] = {name: [] for name in sessions}
-    progress.begin("timing, interleaved", rounds)
+    progress.begin(what, rounds)
     for _ in range(rounds):
         for name, session in sessions.items():
             count = max(3, min(200, int(share / one[name])))

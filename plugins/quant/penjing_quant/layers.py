@@ -108,7 +108,9 @@ def _relative(usual: int, sessions: dict[int, Session], image: Array, progress: 
     from penjing.measure import interleave
 
     named = {str(count): session for count, session in sessions.items()}
-    rounds = interleave(named, image, threads=1, seconds=SECONDS, progress=progress).rounds
+    rounds = interleave(
+        named, image, threads=1, seconds=SECONDS, progress=progress, what="timing the first layers in float"
+    ).rounds
     least = {count: min(min(block) for block in rounds[str(count)]) for count in sessions}
     return {count: seconds / least[usual] for count, seconds in least.items()}
 
