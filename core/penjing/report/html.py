@@ -17,6 +17,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 SIGNS = {"met": "✓", "not met": "✗", "not decidable": "?"}
 #: a list in a step's details is shown up to this many entries; report.json has all
 SHOWN = 40
+#: more options than this are folded up
+MANY = 8
 
 
 def render(report: Report) -> str:
@@ -217,22 +219,25 @@ def _step(step: StepRecord) -> Markup:
         tag("span", words.visible(name), class_=f"chip {name if name in ('direct', 'optimised') else ''}")
         for name in step["columns"]
     ]
-    options = [(name, words.plain(value)) for name, value in step["options"].items()]
     return tag(
         "li",
         tag("h3", tag("code", _code(step["name"])), *chips),
         tag("p", _foreign(step["why"])) if step["why"] else "",
         tag("p", _prose(" · ".join(measured)), class_="measured"),
-        tag(
-            "p",
-            *(tag("code", f"{words.visible(name)} = {value}") for name, value in options),
-            class_="options",
-        )
-        if options
-        else "",
+        _options(
+            [f"{words.visible(name)} = {words.plain(value)}" for name, value in step["options"].items()]
+        ),
         *map(exhibits.render, step["exhibits"]),
         tag("details", tag("summary", "Details"), _value(step["details"])) if step["details"] else "",
     )
+
+
+def _options(shown: Sequence[str]) -> Markup:
+    """Return options side by side, folded up where there are many."""
+    if not shown:
+        return Markup("")
+    chips = tag("p", *(tag("code", text) for text in shown), class_="options")
+    return chips if len(shown) <= MANY else tag("details", tag("summary", f"{len(shown)} options"), chips)
 
 
 def _value(value: Any) -> Markup:
