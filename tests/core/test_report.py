@@ -402,12 +402,20 @@ def test_a_spoilt_report_is_refused_with_an_input_error_or_rendered(
     else:
         target[last] = value
     try:
-        check(report)
+        checked = check(report)
     except InputError:
         return
-    Page(html.render(report))
-    markdown.render(report)
-    on_terminal(report)
+    Page(html.render(checked))
+    markdown.render(checked)
+    on_terminal(checked)
+
+
+def test_a_report_from_before_boards_could_be_measured_is_read_and_written(tmp_path: Path) -> None:
+    report = labelled()
+    del report["on_board"]
+    write(typing.cast(Any, report), tmp_path)
+
+    assert read(tmp_path / "report.json")["on_board"] is None
 
 
 # --- what is shown

@@ -14,7 +14,7 @@ __all__ = ["Report", "check", "read", "write"]
 
 def write(report: Report, folder: Path) -> None:
     """Write report.html, report.md and, last, report.json into `folder`, each atomically."""
-    check(report)
+    report = check(report)
     write_text(folder / "report.html", html.render(report))
     write_text(folder / "report.md", markdown.render(report))
     # ASCII, because a file name that is no text (a lone surrogate) has no other way into JSON
