@@ -523,6 +523,21 @@ def test_hostile_text_stays_text() -> None:
         assert "u202e" in output
 
 
+def test_a_page_beside_the_report_is_linked_as_long_as_it_is_about_a_model_of_the_report(
+    tmp_path: Path,
+) -> None:
+    report = labelled()
+    sha256 = report["columns"][-1]["sha256"] = "0123456789abcdef" * 4
+    (tmp_path / "a & b.html").write_text(f"<p>about {sha256}")
+    (tmp_path / "stale.html").write_text(f"<p>about {'f' * 64}")
+
+    write(report, tmp_path)
+
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<a href="a%20%26%20b.html">a &amp; b.html</a>' in page
+    assert "stale.html" not in page
+
+
 def test_a_file_name_that_is_no_text_is_written_and_read_back(tmp_path: Path) -> None:
     report = labelled()
     report["data"]["broken"] = [{"file": "caf\udce9.jpg", "reason": "no image"}]
