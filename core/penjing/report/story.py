@@ -127,7 +127,8 @@ def _timing(report: Report, result: Column) -> str:
     board = report["on_board"]
     if board is not None and not report["device"]["here"]:
         mode = f", power mode {words.visible(board['power_mode'])}" if board["power_mode"] else ""
-        return f"Timed on {_board(board)}{mode}, {threads}: median of {latency['runs']:,} runs."
+        turn = ", in turn with the original" if board["original"] else ""
+        return f"Timed on {_board(board)}{mode}, {threads}{turn}: median of {latency['runs']:,} runs."
     return f"Timed on {device(report)}, {threads}: medians of {latency['runs']:,} runs."
 
 
@@ -378,6 +379,9 @@ def _board_facts(report: Report) -> list[tuple[str, str]]:
         ("Board: runtime", f"{words.visible(board['runtime'])}, Python {words.visible(board['python'])}"),
         ("Board: latency", f"median {median}, p90 {slow}, batch {board['batch']}"),
     ]
+    if board["original"] is not None and latency["speedup"] is not None:
+        theirs, ratio = words.milliseconds(board["original"]["median_ms"]), words.times(latency["speedup"])
+        rows += [("Board: original, in turn", f"median {theirs}; the optimised one is {ratio} as fast")]
     if accuracy is None:
         rows += [("Board: accuracy", f"not measured: {words.visible(board['accuracy_why'])}")]
     else:
