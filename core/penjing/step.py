@@ -200,6 +200,8 @@ class Backend(Step):
 
     #: threads of one inference, as the report states them
     threads: int = 1
+    #: images in a batch that a graph must take, or leave open; 0 where any will do
+    batch: int = 0
 
     @abstractmethod
     def available(self, device: Device) -> str:
