@@ -100,7 +100,8 @@ def labelled() -> dict[str, Any]:
         "created": "2026-11-25T05:00:00Z",
         "source": "torchvision:mobilenet_v2?num_classes=10",
         "command": "penjing compress 'torchvision:mobilenet_v2?num_classes=10' --device cpu-x86 --data data",
-        "device": {"name": "cpu-x86", "title": "x86-64 with VNNI", "stack": "ONNX Runtime", "here": True},
+        "device": {"name": "cpu-x86", "title": "x86-64 with VNNI", "stack": "ONNX Runtime", "here": True,
+                   "builds_engine": False},
         "task": "classification",
         "data": {
             "root": "photos",
@@ -202,7 +203,7 @@ def elsewhere() -> dict[str, Any]:
         "title": "Jetson Orin Nano 8 GB",
         "stack": "JetPack 6.2, TensorRT 10.3",
     }
-    report["device"] = {**board, "here": False}
+    report["device"] = {**board, "here": False, "builds_engine": True}
     report["data"] = report["preprocess"] = None
     for one in report["columns"]:
         one.update(latency=None, accuracy=None, fidelity=None)
@@ -521,6 +522,26 @@ def test_hostile_text_stays_text() -> None:
         assert "\u202e" not in output
         assert "\x1b" not in output
         assert "u202e" in output
+
+
+def test_where_the_device_builds_an_engine_sizes_are_said_to_be_of_the_graph() -> None:
+    report = labelled()
+    told = (html.render(report), markdown.render(report), on_terminal(report))
+    assert not any("Size of the graph" in output for output in told)
+
+    report["device"]["builds_engine"] = True
+    told = (text_of(html.render(report)), markdown.render(report), on_terminal(report))
+    for output in told:
+        assert "Size of the graph" in output
+        assert "the engine that the device builds of it has another" in " ".join(output.split())
+
+
+def test_what_earlier_reports_do_not_tell_is_taken_as_absent(tmp_path: Path) -> None:
+    report: Any = labelled()
+    del report["device"]["builds_engine"], report["on_board"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+
+    assert read(tmp_path / "report.json")["device"]["builds_engine"] is False
 
 
 def test_a_page_beside_the_report_is_linked_as_long_as_it_is_about_a_model_of_the_report(

@@ -212,6 +212,9 @@ class DeviceRecord(TypedDict):
     title: Annotated[str, "its name in words"]
     stack: Annotated[str, "the software on it, as in `JetPack 6.2, TensorRT 10.3`"]
     here: Annotated[bool, "true where this machine can run models as the device would"]
+    builds_engine: Annotated[
+        bool, "true where it runs an engine built of the model file, which has another size"
+    ]
 
 
 class Checked(TypedDict):
@@ -294,6 +297,8 @@ def check(report: object) -> Report:
         )
     if isinstance(report, dict):
         report = {"on_board": None, **report}  # written before boards could be measured
+        if isinstance(report.get("device"), dict):
+            report["device"] = {"builds_engine": False, **report["device"]}  # before reports told of it
         if isinstance(report["on_board"], dict):
             report["on_board"] = {
                 "original": None,

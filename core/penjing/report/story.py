@@ -116,7 +116,9 @@ def lede(report: Report) -> list[str]:
     result = column(report, "optimised")
     if result is None:
         return failed
-    return [_timing(report, result), _drop(report, result), *failed, *_verdicts(report["goals"])]
+    engine = ["Sizes are of the graph: the engine that the device builds of it has another."]
+    sized = engine if report["device"]["builds_engine"] else []
+    return [_timing(report, result), _drop(report, result), *sized, *failed, *_verdicts(report["goals"])]
 
 
 def _timing(report: Report, result: Column) -> str:
@@ -230,7 +232,8 @@ def comparison(report: Report) -> Comparison:
             )
         )
 
-    row("Size", lambda one: _cell(words.size, one["size_bytes"]), lambda one: "Size: not measured")
+    sized = "Size of the graph" if report["device"]["builds_engine"] else "Size"
+    row(sized, lambda one: _cell(words.size, one["size_bytes"]), lambda one: "Size: not measured")
     row("Share of the size", lambda one: _cell(words.percent, one["size_ratio"]), None)
     row("Latency, median", _latency(_median), lambda one: f"Latency: not measured: {why_untimed(one)}")
     row("Latency, p90", _latency(lambda it: Cell(words.milliseconds(it["p90_ms"]))), None)
