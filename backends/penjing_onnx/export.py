@@ -40,7 +40,7 @@ class Export(Technique):
     batch: int = option(1, "Images in a batch; 0 leaves it open.", between=(0, 65536))
 
     def check(self, device: Device, backend: Backend) -> None:
-        """Raise PlanError for an opset that cannot be written, or that the device does not read."""
+        """Raise PlanError for an opset that cannot be written or read, or a batch that the backend does not take."""
         if self.opset > device.max_opset:
             raise PlanError(
                 f"{device.name} reads opsets up to {device.max_opset}, not {self.opset}.",
@@ -51,6 +51,12 @@ class Export(Technique):
         if device.max_opset < OLDEST:
             raise PlanError(
                 f"{device.name} reads opsets up to {device.max_opset}; {self.name} writes {OLDEST} and newer."
+            )
+        if backend.batch and self.batch not in (0, backend.batch):
+            raise PlanError(
+                f"{self.name}.batch={self.batch} fixes the batch of the graph, and {backend.name}.batch asks for "
+                f"{backend.batch}.",
+                hint=f"--set {self.name}.batch={backend.batch} writes it for that; {self.name}.batch=0 leaves it open.",
             )
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:

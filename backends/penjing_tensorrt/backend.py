@@ -41,6 +41,7 @@ class TensorRT(Backend):
     accepts = frozenset({"onnx"})
     produces = "onnx"
     exact = True
+    builds_engine = True
 
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8", "best"] = option(
         "auto",

@@ -124,11 +124,11 @@ def gate(
     if unknown := set(sms) - set(BUILDABLE):
         raise ValueError(f"no engine for {', '.join(sorted(unknown))} can be built here: {BUILDABLE} can")
     wanted = tuple(sms)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
     if reason := available():
         return Verdict("undecided", wanted, reason=reason)
     worker = Path(__file__).parent / "rtx_build.py"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist.")
     command = [sys.executable, str(worker), str(path), ",".join(wanted), str(engine or "")]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)

@@ -214,11 +214,11 @@ def _identify(
 def _distinct(
     parts: dict[str, list[Photo]], classes: tuple[str, ...], warnings: list[str]
 ) -> dict[str, list[Photo]]:
-    """Keep every content once: in test rather than validation rather than train, under its lowest label."""
+    """Keep every content once, under its lowest label: in test, else validation, else select, else train."""
     taken: dict[str, tuple[str, Photo]] = {}
     leaks: dict[tuple[str, str], int] = {}
     twice, torn = 0, []
-    for part in sorted(parts, key=("test", "validation", "train", "all").index):
+    for part in sorted(parts, key=("test", "validation", "select", "train", "all").index):
         for photo in sorted(
             parts[part], key=lambda photo: (photo.label is None, photo.label or 0, photo.path)
         ):
@@ -247,12 +247,15 @@ def _distinct(
 
 def _divide(parts: dict[str, list[Photo]], calibrate: int, seed: int) -> dict[str, list[Photo]]:
     """Return the photographs of each split, calibration and test never empty."""
-    test, select = parts.get("test", []), parts.get("validation", [])
+    test, validation = parts.get("test", []), parts.get("validation", [])
     train = parts.get("train", []) + parts.get("all", [])
     if not test:
-        test, select = select, []
-    if not test:
+        test, validation = validation, []
+    select = parts.get("select", []) + validation
+    if not test and len(train) > 1:
         test, train = _carve(train, "test", seed, TEST_SHARE)
+    elif not test:
+        test, select = _carve(select, "test", seed, TEST_SHARE) if len(select) > 1 else (select, [])
     if not select:
         select, train = _carve(train, "select", seed, SELECT_SHARE, SELECT_MOST)
     if train:

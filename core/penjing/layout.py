@@ -14,6 +14,7 @@ SPLITS = {
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
+    "select": "select",
     "test": "test",
 }
 
@@ -22,8 +23,8 @@ Identity = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The photographs of a folder, not yet opened: for each of "train", "validation", "test" or "all", where
-    there is one, paths with the name of their class (None where unlabelled).
+    """The photographs of a folder, not yet opened: for each of "train", "validation", "select", "test" or
+    "all", where there is one, paths with the name of their class (None where unlabelled).
     """
 
     parts: dict[str, list[tuple[Path, str | None]]]
@@ -90,7 +91,7 @@ def _splits(top: _Level, above: frozenset[Identity], warnings: list[str]) -> lis
     ignored = len(top.everything) - sum(len(level.everything) for _, level in levels)
     if ignored:
         warnings.append(f"Photographs outside {_names(named)}, left out: {ignored}.")
-    return sorted(levels, key=lambda pair: ("test", "validation", "train").index(pair[0]))
+    return sorted(levels, key=lambda pair: ("test", "validation", "select", "train").index(pair[0]))
 
 
 def _labelled(levels: list[tuple[str, _Level]], warnings: list[str]) -> Layout:
@@ -142,7 +143,7 @@ def _warn_of_classes(
     if seen.get("train", {None}) != {None}:
         late = [name for name in classes if name not in seen["train"] and name not in empty]
         if late:
-            warnings.append(f"Classes in validation or test, but not in train: {_names(late)}.")
+            warnings.append(f"Classes in other splits, but not in train: {_names(late)}.")
     folded: dict[str, str] = {}
     warnings.extend(
         f"Classes {twin!r} and {name!r} differ only in case: are they one?"

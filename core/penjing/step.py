@@ -200,6 +200,10 @@ class Backend(Step):
 
     #: threads of one inference, as the report states them
     threads: int = 1
+    #: images in a batch that a graph must take, or leave open; 0 where any will do
+    batch: int = 0
+    #: whether the device runs an engine that it builds of the graph, which has another size
+    builds_engine: bool = False
 
     @abstractmethod
     def available(self, device: Device) -> str:

@@ -6,6 +6,7 @@ qemu-user-static, apt-get and dpkg (Debian, Ubuntu).
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+#: what the script runs, by the package of Debian that brings it
+PROGRAMS = {
+    "qemu-user-static": ("qemu-aarch64-static", "qemu-aarch64"),
+    "apt": ("apt-get",),
+    "dpkg": ("dpkg",),
+}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "arm64-check"
 
 
@@ -23,6 +30,8 @@ def test_a_bundle_answers_the_same_on_the_cpus_of_raspberry_pis(
     cache = os.environ.get("PENJING_ARM64")
     if not cache:
         pytest.skip("PENJING_ARM64 names no folder for what is fetched")
+    if missing := [package for package, names in PROGRAMS.items() if not any(map(shutil.which, names))]:
+        pytest.skip(f"not installed here: {', '.join(missing)}")
     photos = [str(path) for path in sorted(photographs.rglob("*.png"))[:3]]
     command = [
         sys.executable,

@@ -552,6 +552,19 @@ def test_trtexec_times_the_engine(
     assert (result["runtime"], result["engine"]["gpu"]) == ("TensorRT", "Orin")
 
 
+def test_trtexec_times_the_engines_of_two_bundles(
+    make_tensorrt: MakeTensorRt, trtexec: Callable[..., Path]
+) -> None:
+    trtexec("10.3.0")
+    opened = runner.Bundle(str(make_tensorrt("10.3")))
+
+    result = runner.bench(opened, runner.Model(opened), 2, str(make_tensorrt("10.3")))
+
+    assert (result["median_ms"], result["beside"]["median_ms"], result["speedup"]) == (2.5, 2.5, 1.0)
+    assert result["speedup_interval"] is None
+    assert result["beside"]["engine"]["gpu"] == "Orin"
+
+
 def test_trtexec_that_fails_is_quoted(make_tensorrt: MakeTensorRt, trtexec: Callable[..., Path]) -> None:
     folder = make_tensorrt("10.3", batch=3)
     trtexec("10.3.0", fault="memory")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,41 @@ def test_the_bench_says_how_fast_how_often_and_in_what_state(pristine: Path) -> 
     assert {"arch", "cores"} <= result["machine"]["before"].keys()
 
 
+def test_two_bundles_are_timed_in_turn(
+    pristine: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[bool] = []
+    first = runner.Bundle(str(pristine))
+    model = runner.Model(first)
+    ask = runner.OnnxRuntime.__call__
+
+    def slower(session: Any, batch: Any) -> Any:
+        own = session is model.session
+        if order[-1:] != [own]:
+            order.append(own)
+        if not own:
+            time.sleep(0.002)
+        return ask(session, batch)
+
+    monkeypatch.setattr(runner.OnnxRuntime, "__call__", slower)
+    result = runner.bench(first, model, 0.2, str(copied))
+
+    assert order == [True, False] * (len(order) // 2)
+    assert len(order) // 2 >= 1 + 5  # once to see how long they take, then in rounds
+    assert json.loads(json.dumps(result)) == result
+    assert result["beside"]["median_ms"] >= 2 > result["median_ms"]
+    assert 1 < result["speedup_interval"][0] <= result["speedup"] <= result["speedup_interval"][1]
+    runner.show_bench(result)
+    assert f"this one is {result['speedup']:.2f} times as fast" in capsys.readouterr().out
+
+
+def test_bundles_of_different_batches_are_not_compared(pristine: Path, make: Make) -> None:
+    opened = runner.Bundle(str(pristine))
+
+    with pytest.raises(runner.RunnerError, match="batches of 1 and 2"):
+        runner.bench(opened, runner.Model(opened), 0.1, str(make(batch=2)))
+
+
 def test_the_state_of_a_raspberry_pi_and_a_jetson_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"vcgencmd": "throttled=0x50005\n", "nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"}
     monkeypatch.setattr(runner, "output_of", lambda *command: said.get(command[0], ""))
@@ -461,7 +497,15 @@ def test_a_bundle_without_preprocessing_can_be_checked_but_takes_no_photographs(
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["a.jpg", "--bench"], ["--check", "--bench"], ["a.jpg", "--top", "0"], ["--batch", "x"]]
+    "words",
+    [
+        [],
+        ["a.jpg", "--bench"],
+        ["--check", "--bench"],
+        ["a.jpg", "--top", "0"],
+        ["--batch", "x"],
+        ["--check", "--beside", "x"],
+    ],
 )
 def test_a_wrong_command_line_ends_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

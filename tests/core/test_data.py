@@ -76,6 +76,23 @@ def test_train_validation_and_test_folders_are_used_as_named(tmp_path: Path, val
     assert [len(split) for split in splits(data)] == [20, 20, 40, 40]
 
 
+def test_photographs_to_choose_by_can_be_named(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "validation", "select"), ("a", "b")):
+        fill(tmp_path / part / name, 20)
+
+    def parts(split: Split) -> set[str]:
+        return {photo.path.relative_to(tmp_path).parts[0] for photo in split.photos}
+
+    data = open_data(tmp_path, outputs=2)
+    assert [parts(split) for split in splits(data)] == [{"train"}, {"train"}, {"select"}, {"validation"}]
+    assert len(data.select) == 40
+
+    for name in ("a", "b"):
+        fill(tmp_path / "test" / name, 20)
+    data = open_data(tmp_path, outputs=2)
+    assert [parts(split) for split in splits(data)][2:] == [{"select", "validation"}, {"test"}]
+
+
 def test_validation_is_the_test_where_there_is_no_other(tmp_path: Path) -> None:
     for part, name in itertools.product(("train", "val"), ("a", "b")):
         fill(tmp_path / part / name, 25)
@@ -375,7 +392,7 @@ def photos(numbers: Iterable[int]) -> list[Photo]:
 
 @settings(deadline=None)  # the machine may be busy
 @given(
-    st.dictionaries(st.sampled_from(["train", "validation", "test"]), sets),
+    st.dictionaries(st.sampled_from(["train", "validation", "select", "test"]), sets),
     st.integers(1, 40),
     st.integers(0, 9),
 )

@@ -100,7 +100,8 @@ def labelled() -> dict[str, Any]:
         "created": "2026-11-25T05:00:00Z",
         "source": "torchvision:mobilenet_v2?num_classes=10",
         "command": "penjing compress 'torchvision:mobilenet_v2?num_classes=10' --device cpu-x86 --data data",
-        "device": {"name": "cpu-x86", "title": "x86-64 with VNNI", "stack": "ONNX Runtime", "here": True},
+        "device": {"name": "cpu-x86", "title": "x86-64 with VNNI", "stack": "ONNX Runtime", "here": True,
+                   "builds_engine": False},
         "task": "classification",
         "data": {
             "root": "photos",
@@ -202,7 +203,7 @@ def elsewhere() -> dict[str, Any]:
         "title": "Jetson Orin Nano 8 GB",
         "stack": "JetPack 6.2, TensorRT 10.3",
     }
-    report["device"] = {**board, "here": False}
+    report["device"] = {**board, "here": False, "builds_engine": True}
     report["data"] = report["preprocess"] = None
     for one in report["columns"]:
         one.update(latency=None, accuracy=None, fidelity=None)
@@ -523,6 +524,41 @@ def test_hostile_text_stays_text() -> None:
         assert "u202e" in output
 
 
+def test_where_the_device_builds_an_engine_sizes_are_said_to_be_of_the_graph() -> None:
+    report = labelled()
+    told = (html.render(report), markdown.render(report), on_terminal(report))
+    assert not any("Size of the graph" in output for output in told)
+
+    report["device"]["builds_engine"] = True
+    told = (text_of(html.render(report)), markdown.render(report), on_terminal(report))
+    for output in told:
+        assert "Size of the graph" in output
+        assert "the engine that the device builds of it has another" in " ".join(output.split())
+
+
+def test_what_earlier_reports_do_not_tell_is_taken_as_absent(tmp_path: Path) -> None:
+    report: Any = labelled()
+    del report["device"]["builds_engine"], report["on_board"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+
+    assert read(tmp_path / "report.json")["device"]["builds_engine"] is False
+
+
+def test_a_page_beside_the_report_is_linked_as_long_as_it_is_about_a_model_of_the_report(
+    tmp_path: Path,
+) -> None:
+    report = labelled()
+    sha256 = report["columns"][-1]["sha256"] = "0123456789abcdef" * 4
+    (tmp_path / "a & b.html").write_text(f"<p>about {sha256}")
+    (tmp_path / "stale.html").write_text(f"<p>about {'f' * 64}")
+
+    write(report, tmp_path)
+
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<a href="a%20%26%20b.html">a &amp; b.html</a>' in page
+    assert "stale.html" not in page
+
+
 def test_a_file_name_that_is_no_text_is_written_and_read_back(tmp_path: Path) -> None:
     report = labelled()
     report["data"]["broken"] = [{"file": "caf\udce9.jpg", "reason": "no image"}]
@@ -592,9 +628,10 @@ def test_without_labels_the_headline_speaks_of_agreement_never_of_accuracy() -> 
 def test_what_is_not_measured_is_said_with_its_reason() -> None:
     report = elsewhere()
     assert story.headline(report) == "29.0 % of the size, speed and accuracy not measured"
-    assert story.lede(report)[:3] == [
+    assert story.lede(report)[:4] == [
         "Speed on Jetson Orin Nano 8 GB is not measured: TensorRT is not installed on this machine.",
         "Accuracy is not measured: no photographs were given.",
+        "Sizes are of the graph: the engine that the device builds of it has another.",
         "The direct model could not be made: onnxruntime refuses the graph: Resize_12 has no INT8 kernel.",
     ]
     for render in RENDERED:

@@ -4,11 +4,14 @@ import types
 
 import numpy as np
 import onnx
+import onnxruntime
 import penjing_onnx
 import penjing_torch.module
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from penjing.bundle import READS
+from penjing.bundle.runner import older
 from penjing.errors import StepError
 from penjing.goal import Goal
 from penjing.model import Model, Tensor
@@ -116,6 +119,9 @@ LATE = {
 
 @pytest.mark.parametrize("name", LATE)
 def test_each_late_operator_is_written_in_others_by_the_same_numbers(name, context, tmp_path):
+    opset = LATE[name].opset_import[0].version
+    if opset > max(highest for release, highest in READS if not older(onnxruntime.__version__, release)):
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} runs no opset {opset} to compare with")
     path = tmp_path / "late.onnx"
     onnx.save(LATE[name], path)
     model = opened(path)

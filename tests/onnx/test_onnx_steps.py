@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penjing.errors import PlanError, StepError
 from penjing.goal import Goal
 from penjing.preprocess import Preprocess
-from penjing.step import Context
+from penjing.step import Backend, Context
 from torch import nn
 
 Export, Simplify = penjing_onnx.penjing_techniques()
@@ -113,10 +113,24 @@ def test_the_device_chooses_the_opset(context):
 
 def test_an_opset_the_device_does_not_read_is_refused_before_anything_runs(context):
     device = context(max_opset=17).device
-    Export(opset=17).check(device, None)
+    Export(opset=17).check(device, Backend)
     for opset in (18, 12, 1):
         with pytest.raises(PlanError):
-            Export(opset=opset).check(device, None)
+            Export(opset=opset).check(device, Backend)
+
+
+def test_a_batch_that_the_backend_does_not_take_is_refused_before_anything_runs(context):
+    device = context().device
+
+    class Tuned(Backend):
+        name = "tuned"
+        batch = 8
+
+    for batch in (0, 8):
+        Export(batch=batch).check(device, Tuned)
+    with pytest.raises(PlanError, match=r"onnx\.export\.batch=1 fixes .* tuned\.batch asks for 8") as caught:
+        Export().check(device, Tuned)
+    assert "onnx.export.batch=8" in caught.value.hint
 
 
 def test_the_file_is_one_and_tells_nothing_of_the_machine(context):

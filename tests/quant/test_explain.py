@@ -82,6 +82,29 @@ def test_the_command_prints_tables_and_writes_a_page(run):
     assert "<script" not in page
 
 
+def test_the_report_and_the_page_link_to_each_other(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "explain.html").unlink(missing_ok=True)
+    before = (tmp_path / "run" / "report.json").read_bytes()
+    assert CliRunner().invoke(cli, ["report", str(tmp_path / "run")]).exit_code == 0
+    assert "explain.html" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+    result = CliRunner().invoke(cli, ["explain", str(tmp_path / "run"), "--images", "5"])
+
+    assert result.exit_code == 0, result.output
+    assert '<a href="explain.html">' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<a href="report.html">' in (tmp_path / "run" / "explain.html").read_text(encoding="utf-8")
+    assert (tmp_path / "run" / "report.json").read_bytes() == before
+
+
+def test_a_model_that_the_report_does_not_tell_of_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run / "direct" / "model.onnx", tmp_path / "run" / "optimised" / "model.onnx")
+
+    with pytest.raises(InputError, match=r"not the one that report\.json tells of"):
+        explain(tmp_path / "run", "optimised", 5)
+
+
 def test_json_has_every_layer_and_tensor(run):
     result = CliRunner().invoke(command, [str(run), "--json"])
     found = json.loads(result.stdout)

@@ -103,8 +103,9 @@ def _reseal(folder: Path) -> None:
     from penjing.files import sha256_of
 
     manifest = json.loads((folder / "manifest.json").read_text())
-    readme = folder / "README.md"
-    manifest["files"]["README.md"] = {"size": readme.stat().st_size, "sha256": sha256_of(readme)}
+    for name in ("README.md", "runner.py"):
+        path = folder / name
+        manifest["files"][name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     manifest["digest"] = runner.digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -138,8 +139,65 @@ def test_measuring_fills_the_report_with_speed_and_score_of_the_board(
     text = (run / "report.md").read_text()
     assert "(board)" in text
     assert "Board: same answer as here" in text
-    # the photographs are gone from the board, the bundle stays
+    # timed in turn with the original, which is the same network
+    original = report["columns"][0]["latency"]
+    assert original == there["original"]
+    assert original is not None
+    assert latency["speedup_interval"] is not None
+    assert latency["speedup_interval"][0] <= latency["speedup"] <= latency["speedup_interval"][1]  # type: ignore[operator]
+    assert 1 / 3 < latency["speedup"] < 3  # type: ignore[operator]
+    assert "in turn with the original" in text
+    # the photographs are gone from the board, the bundles stay until they are cleaned up
+    left = sorted(path.name for path in (board.home / "penjing-bundles").iterdir())
+    assert left == [".a-run-of-mine.original", "a-run-of-mine"]
+    remote.clean(run, board.place(), Silent())
+    assert not at_home(board)
+
+
+def test_the_original_can_be_left_out_and_what_it_took_before_is_forgotten(
+    board: Any, make_run: Callable[..., Path]
+) -> None:
+    run = make_run()
+    remote.measure(run, board.place(), Silent(), seconds=1, photos=0)
+    assert remote.clean(run, board.place(), Silent())["removed"]
+
+    report = remote.measure(run, board.place(), Silent(), seconds=1, photos=0, original=False)
+
+    assert report["on_board"] is not None
+    assert (report["on_board"]["original"], report["on_board"]["latency"]["speedup"]) == (None, None)
+    assert report["columns"][0]["latency"] is None
+    assert report["columns"][0]["latency_why"] == "left out on the board"
     assert [path.name for path in (board.home / "penjing-bundles").iterdir()] == ["a-run-of-mine"]
+
+
+def test_the_original_is_sent_once_and_taken_up_where_the_connection_broke(
+    board: Any, make_run: Callable[..., Path]
+) -> None:
+    run = make_run()
+    remote.deploy(run, board.place(), Silent())
+    board.proxy.allowance, before = 7_000_000, board.proxy.up
+
+    remote.measure(run, board.place(), Silent(), seconds=1, photos=0)
+
+    assert board.proxy.breaks == 1
+    assert board.proxy.up - before < 14_000_000
+    before = board.proxy.up
+    remote.measure(run, board.place(), Silent(), seconds=1, photos=0)
+    assert board.proxy.up - before < 200_000
+
+
+def test_a_bundle_whose_runner_times_no_two_is_told_before_anything_is_sent_for_it(
+    board: Any, make_run: Callable[..., Path]
+) -> None:
+    run = make_run()
+    script = run / "bundle" / "runner.py"
+    script.write_text(script.read_text().replace("--beside", "--next-to"))
+    _reseal(run / "bundle")
+
+    assert "made by an earlier version" in complaint(
+        lambda: remote.measure(run, board.place(), Silent(), seconds=1)
+    )
+    assert not at_home(board)
 
 
 def test_a_run_taken_up_again_still_tells_what_was_measured(

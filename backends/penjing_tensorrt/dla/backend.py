@@ -37,6 +37,7 @@ class Dla(Backend):
     accepts = frozenset({"onnx"})
     produces = "onnx"
     exact = True
+    builds_engine = True
 
     core: int = option(0, "Core of the DLA to build for.", between=(0, 15))
     gpu_fallback: bool = option(

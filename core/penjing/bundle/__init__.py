@@ -28,6 +28,7 @@ from penjing.here import this_machine
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from penjing.device import Device
     from penjing.model import Model, Tensor
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["read", "said", "why_not", "write"]
+__all__ = ["read", "said", "why_not", "write", "write_beside"]
 
 #: releases of onnxruntime and the highest opset each loads, measured with a one-node model on CPython 3.8 and 3.11
 READS = (
@@ -98,6 +99,46 @@ def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
     return target
 
 
+def write_beside(new: Path, bundle: Path, model: Model, backend: Backend, device: Device) -> dict[str, Any]:
+    """Make a bundle in the empty folder `new` of a model to be timed beside that in `bundle`; return its manifest.
+
+    It takes what the other takes. Raises StepError where the model is none for a bundle.
+    """
+    import onnx
+
+    other, deployment = read(bundle), backend.deployment(model, device)
+    if deployment is None or (why := why_not(model, backend, device)):
+        raise StepError(
+            f"The model cannot be timed beside the bundle: {why if deployment else 'no runtime'}."
+        )
+    graph = onnx.load(model.value, load_external_data=False)
+    shutil.copyfile(deployment.model or model.value, new / "model.onnx")
+    for name, path in deployment.files.items():
+        shutil.copyfile(path, new / name)
+    (new / "runner.py").write_text(runner_source(deployment.runtime), "utf-8")
+    manifest = {key: value for key, value in other.manifest.items() if key not in ("digest", "files")} | {
+        "inputs": [_tensor(tensor) for tensor in model.inputs],
+        "outputs": [_tensor(tensor) for tensor in model.outputs],
+        "model": {"file": "model.onnx", "opset": _opset(graph), "ir": graph.ir_version},
+        "runtime": other.manifest["runtime"] | {"build": dict(deployment.build)},
+    }
+    golden = other.manifest["golden"]
+    inputs, fixed = other.array(golden["input"]), model.inputs[0].shape[0]
+    floats = runner.normalise(inputs, manifest["preprocess"]) if inputs.dtype.name == "uint8" else inputs
+    outputs = _joined(runner.each(backend.open(model, device), floats, fixed or 1, fixed))
+    names = [f"golden/output-{index}.npy" for index in range(len(outputs))]
+    (new / "golden").mkdir()
+    for name, array in zip((golden["input"], *names), (inputs, *outputs), strict=True):
+        _save(new / name, array)
+    manifest["golden"] = golden | {"outputs": names}
+    _seal(new, manifest)
+    return manifest
+
+
+def _opset(graph: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")))
+
+
 def runner_source(runtime: str) -> str:
     """Return the runner, one file, with its part for TensorRT where that is what runs the model."""
     source = Path(runner.__file__).read_text("utf-8")
@@ -134,7 +175,7 @@ def _manifest(model: Model, plan: Plan, report: Report, deployment: Deployment) 
     import onnx
 
     graph = onnx.load(model.value, load_external_data=False)
-    opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = _opset(graph)
     labels = plan.data.classes if plan.data and plan.data.classes else model.labels
     device = plan.device
     return {

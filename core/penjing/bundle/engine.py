@@ -273,7 +273,7 @@ def engine_of(order: Order, build: Any) -> Tuple[bytes, Dict[str, Any]]:
         engine = build(order)
         facts["built_s"] = round(time.time() - start, 1)
         shelf.keep(engine)
-    return engine, facts
+    return engine, dict(facts, engine_bytes=len(engine))
 
 
 def why_failed(what: str, said: List[str]) -> RunnerError:

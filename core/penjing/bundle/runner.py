@@ -4,7 +4,7 @@
 """Run the model that lies beside this file: photographs in, answers out.
 
     python3 runner.py photo.jpg folder/ ...   [--top 5] [--json]
-    python3 runner.py --bench                 how fast it is on this machine
+    python3 runner.py --bench                 how fast it is on this machine; beside another bundle with --beside
     python3 runner.py --check                 whether the files are as they were made, and so are the answers
     python3 runner.py --build                 ready it for this machine: what TensorRT does once, taking minutes
     python3 runner.py --camera 0              a camera or a stream, where OpenCV is installed
@@ -707,14 +707,17 @@ def check(bundle: Bundle, model: Model) -> Dict[str, Any]:
     }
 
 
-def bench(bundle: Bundle, model: Model, seconds: float) -> Dict[str, Any]:
-    """Time the model alone, warm, on the recorded input; image decoding is not part of it."""
-    import numpy as np
+def bench(bundle: Bundle, model: Model, seconds: float, beside: str = "") -> Dict[str, Any]:
+    """Time the model alone, warm, on the recorded input; image decoding is not part of it.
 
-    golden = bundle.array(bundle.manifest["golden"]["input"])
-    batch = model.inputs(np.concatenate([golden] * -(-model.batch // len(golden)))[: model.batch])
+    With `beside`, the folder of another bundle, both are timed in turn, and how many times as fast this one is.
+    """
+    batch = recorded(bundle, model)
+    other = neighbour(beside, model) if beside else None
     before = machine()
-    if hasattr(model.session, "bench"):  # a program of the runtime's own does the timing
+    if other:
+        result = in_turn(model, batch, *other, seconds=seconds)
+    elif hasattr(model.session, "bench"):  # a program of the runtime's own does the timing
         result = model.session.bench(seconds)
     else:
         run(model.session, batch, min(1.0, seconds), 5)
@@ -729,6 +732,53 @@ def bench(bundle: Bundle, model: Model, seconds: float) -> Dict[str, Any]:
         python=platform.python_version(),
         machine={"before": before, "after": machine()},
     )
+
+
+def recorded(bundle: Bundle, model: Model) -> Any:
+    """Return a batch of the recorded input, ready to go in."""
+    import numpy as np
+
+    golden = bundle.array(bundle.manifest["golden"]["input"])
+    return model.inputs(np.concatenate([golden] * -(-model.batch // len(golden)))[: model.batch])
+
+
+def neighbour(folder: str, model: Model) -> Tuple[Model, Any]:
+    """Open another bundle, for this model's threads and batch; return its model and its recorded input."""
+    bundle = Bundle(folder)
+    shape = bundle.manifest["inputs"][0]["shape"]
+    # that this machine is right for it was asked of the first
+    other = Model(bundle, model.threads, 0 if shape[0] else model.batch, any_machine=True)
+    if other.batch != model.batch:
+        raise RunnerError(
+            f"The bundles take batches of {model.batch} and {other.batch}: no two to compare.", 2
+        )
+    return other, recorded(bundle, other)
+
+
+def in_turn(model: Model, batch: Any, other: Model, theirs: Any, seconds: float) -> Dict[str, Any]:
+    """Time two models in rounds A B, A B, so that what slows the machine for a while slows both.
+
+    The ratio is the median over rounds of the other's median over this one's, as is its interval.
+    """
+    if hasattr(model.session, "bench"):
+        own, beside = (one.session.bench(max(1, seconds // 2)) for one in (model, other))
+        ratio: Dict[str, Any] = {"speedup": beside["median_ms"] / own["median_ms"], "speedup_interval": None}
+    else:
+        pairs = ((model.session, batch), (other.session, theirs))
+        one = sum(min(run(session, inputs, 0, 3)) for session, inputs in pairs)
+        rounds = max(5, min(15, int(seconds / (5 * one))))
+        blocks: List[List[List[float]]] = [[], []]
+        for _ in range(rounds):
+            for times, (session, inputs) in zip(blocks, pairs):
+                run(session, inputs, 0, 2)  # warms caches and clocks after the other, and is not counted
+                times.append(run(session, inputs, seconds / rounds / 2, 3))
+        whole = [[time for times in block for time in times] for block in blocks]
+        own, beside = (dict(statistics(times, model.batch), by="runner.py") for times in whole)
+        middles = [[statistics(times, 1)["median_ms"] for times in block] for block in blocks]
+        found = statistics([b / a for a, b in zip(*middles)], 1)
+        low, high = found["median_interval_ms"]
+        ratio = {"speedup": found["median_ms"] / 1e3, "speedup_interval": [low / 1e3, high / 1e3]}
+    return dict(own, beside=dict(beside, engine=other.session.facts), **ratio)
 
 
 def statistics(times: List[float], batch: int) -> Dict[str, Any]:
@@ -871,6 +921,15 @@ def show_bench(result: Dict[str, Any]) -> None:
         "median {median_ms:.3f} ms, p90 {p90_ms:.3f} ms, {throughput_per_s:.1f} images/s ({runs} runs, "
         "batch {batch}, threads {threads}, {runtime} {version})".format(**result)
     )
+    if "beside" in result:
+        ends = result["speedup_interval"]
+        span = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+        say(
+            "beside it: median {median_ms:.3f} ms, p90 {p90_ms:.3f} ms ({runs} runs)".format(
+                **result["beside"]
+            )
+            + f": this one is {result['speedup']:.2f} times as fast{span}"
+        )
     if result["engine"]:
         say("engine: " + ", ".join(f"{name} {value}" for name, value in sorted(result["engine"].items())))
     for when in ("before", "after"):
@@ -964,6 +1023,9 @@ def arguments(words: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--camera", metavar="SOURCE", help="number of a camera, or URL of a stream")
     parser.add_argument("--bench", action="store_true", help="time the model on this machine")
     parser.add_argument("--seconds", type=duration, default=5, metavar="S", help="how long to time (5)")
+    parser.add_argument(
+        "--beside", default="", metavar="DIR", help="with --bench: time another bundle in turn"
+    )
     parser.add_argument("--check", action="store_true", help="compare files and answers with the record")
     parser.add_argument("--build", action="store_true", help="build the engine for this machine, and keep it")
     parser.add_argument("--any-machine", action="store_true", help="run also where answers may be others")
@@ -971,6 +1033,8 @@ def arguments(words: Optional[List[str]]) -> argparse.Namespace:
     asked = (bool(options.images), bool(options.camera), options.bench, options.check, options.build)
     if sum(asked) != 1:
         parser.error("give photographs, --camera, --bench, --check or --build, and one of them")
+    if options.beside and not options.bench:
+        parser.error("--beside goes with --bench")
     return options
 
 
@@ -985,7 +1049,8 @@ def work(options: argparse.Namespace) -> int:
         show_build(model.session, options.json)
         return 0
     if options.bench or options.check:
-        result = bench(bundle, model, options.seconds) if options.bench else check(bundle, model)
+        timed = options.bench
+        result = bench(bundle, model, options.seconds, options.beside) if timed else check(bundle, model)
         if options.json:
             say(json.dumps(result, sort_keys=True))
         else:

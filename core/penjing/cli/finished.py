@@ -64,11 +64,19 @@ def deploy(run: Path, clean: bool, as_json: bool, quiet: bool, **where: str) -> 
     metavar="N",
     help="With --host: test photographs to copy there at most, and score.",
 )
+@click.option(
+    "--original/--no-original",
+    default=True,
+    help="With --host: time the original there too, in turn; it is copied as the bundle is.  [default: original]",
+)
 @speaks
-def measure(run: Path, seconds: float, photos: int, as_json: bool, quiet: bool, **where: str) -> None:  # fmt: skip
+def measure(
+    run: Path, seconds: float, photos: int, original: bool, as_json: bool, quiet: bool, **where: str
+) -> None:
     """Time the models of the folder RUN anew, interleaved, and renew the report.
 
-    With --host the optimised model's bundle is brought to that board, checked, timed and scored there.
+    With --host the optimised model's bundle is brought to that board, checked, timed in turn with the original,
+    and scored there.
     """
     if not where["host"] and (where["path"] or where["python"] or where["ssh"] != "ssh"):
         raise click.UsageError("--path, --ssh and --python speak of a board: name it with --host.")
@@ -77,7 +85,9 @@ def measure(run: Path, seconds: float, photos: int, as_json: bool, quiet: bool, 
             from penjing import remote
 
             place = remote.Place(**where)
-            found = remote.measure(run, place, progress, seconds=math.ceil(seconds), photos=photos)
+            found = remote.measure(
+                run, place, progress, seconds=math.ceil(seconds), photos=photos, original=original
+            )
         else:
             from penjing.again import measure_again
 

@@ -31,7 +31,7 @@ def asks(command: F) -> F:
         click.option("--device", default="this-machine", show_default=True, metavar="NAME",
                      help="Device profile: NAME, NAME@STACK, or a TOML file; see `penjing devices`."),
         click.option("--data", type=PATH, metavar="DIR",
-                     help="Photographs: class sub-folders, train/ validation/ test/ of such, or unlabelled."),
+                     help="Photographs: class sub-folders, train/ select/ validation/ test/ of such, or unlabelled."),
         click.option("--weights", type=PATH, metavar="FILE", help="State dict to load: .pt or .safetensors."),
         click.option("--preprocess", type=PATH, metavar="FILE",
                      help="TOML: resize, crop, interpolation, scale, mean, std, channels."),

@@ -195,14 +195,15 @@ def run(request: Dict[str, Any]) -> Dict[str, Any]:
 
 def clean(request: Dict[str, Any]) -> Dict[str, Any]:
     """Remove the folders given, none but bundles and what was on its way to be one, and empty folders above them."""
-    for key in ("path", "photos"):
+    for key in ("path", "original", "photos"):
         path = place(request, key)
-        if key == "path" and digest_at(path) == "other":
+        if key != "photos" and digest_at(path) == "other":
             raise RefusedError(path + " holds something that is no bundle, and stays")
         if os.path.isdir(path):
             shutil.rmtree(path)
     # of this bundle, and of those that the run had before
-    remove_like(place(request, "part")[:-12], r"[0-9a-f]{12}(\.\d+)?(\.old)?")
+    for key in ("part", "original_part"):
+        remove_like(place(request, key)[:-12], r"[0-9a-f]{12}(\.\d+)?(\.old)?")
     above = os.path.dirname(place(request))
     if os.path.basename(above) == request["above"] and os.path.isdir(above) and not os.listdir(above):
         os.rmdir(above)

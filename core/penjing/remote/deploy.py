@@ -55,7 +55,7 @@ def deploy(folder: Path, place: Place, progress: Progress) -> dict[str, Any]:
     manifest = bundle_of(folder)
     path = place.on_board(folder)
     with place.board(manifest) as board:
-        facts = bring(board, folder, manifest, path, progress)
+        facts = bring(board, folder / "bundle", manifest, path, progress)
         checked = check(board, path, progress)
     return {
         "host": place.host,
@@ -72,7 +72,11 @@ def clean(folder: Path, place: Place, progress: Progress) -> dict[str, Any]:
     path = place.on_board(folder)
     with place.board(manifest) as board, piece(progress, f"cleaning {place.host}"):
         facts = board.ask("probe", path=path)
-        board.ask("clean", path=path, part=part_of(path, manifest), photos=photos_of(path), above=ABOVE)
+        beside = original_of(path)
+        board.ask(
+            "clean", path=path, part=part_of(path, manifest), photos=photos_of(path), above=ABOVE,
+            original=beside, original_part=part_of(beside, manifest),
+        )  # fmt: skip
     return {"host": place.host, "path": facts["path"], "removed": facts["there"] != ""}
 
 
@@ -99,12 +103,22 @@ def photos_of(path: str) -> str:
     return f"{above}{slash}.{name}.photos"
 
 
+def original_of(path: str) -> str:
+    """Return the folder on the board for the bundle of the original, timed beside the optimised one's."""
+    above, slash, name = path.rpartition("/")
+    return f"{above}{slash}.{name}.original"
+
+
 def bring(
-    board: Board, folder: Path, manifest: dict[str, Any], path: str, progress: Progress
+    board: Board,
+    source: Path,
+    manifest: dict[str, Any],
+    path: str,
+    progress: Progress,
+    what: str = "the bundle",
 ) -> dict[str, Any]:
-    """Copy the bundle, unless it is there already; return what the board told of itself."""
+    """Copy the bundle in `source`, unless it is there already; return what the board told of itself."""
     facts = board.ask("probe", path=path)
-    source = folder / "bundle"
     parcel = Parcel({name: source / name for name in ("manifest.json", *sorted(manifest["files"]))})
     if facts["there"] == manifest["digest"] and arrived(board, parcel, path):
         return facts
@@ -120,12 +134,12 @@ def bring(
         )
     if facts["free"] < parcel.size + SPARE:
         raise StepError(
-            f"{board.host}: {facts['free'] / 1e6:.0f} MB are free, and the bundle takes "
+            f"{board.host}: {facts['free'] / 1e6:.0f} MB are free, and {what} takes "
             f"{parcel.size / 1e6:.0f} MB and some room.",
             hint="Make room on the board, or name another folder with --path.",
         )
     part = part_of(path, manifest)
-    send(board, parcel, part, progress, "the bundle")
+    send(board, parcel, part, progress, what)
     wanted, digest = json.dumps(parcel.wanted).encode(), manifest["digest"]
     persist(lambda: board.ask("finish", wanted, part=part, path=path, digest=digest), progress)
     return facts

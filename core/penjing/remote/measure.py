@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,14 @@ from penjing.remote.deploy import (
     check,
     failed,
     name_of,
+    original_of,
     photos_of,
     piece,
     runner,
 )  # fmt: skip
+from penjing.remote.original import bundled, check_runner
 from penjing.remote.record import apply, keep
+from penjing.remote.ssh import LostError
 
 if TYPE_CHECKING:
     from penjing.photos import Photo
@@ -43,46 +48,82 @@ def measure(
     *,
     seconds: int = 10,
     photos: int = 200,
+    original: bool = True,
     host: Host | None = None,
 ) -> Report:
     """Time the bundle of a run on its board, score it there on test photographs, and renew the run's report.
 
-    The bundle is brought there where it is missing. At most `photos` photographs are copied, and removed after.
+    The bundle is brought there where it is missing, and with `original` one of the original to be timed in turn.
+    At most `photos` photographs are copied, and removed after.
     Raises InputError where there is no sound bundle, StepError where the board refuses or the connection stays lost.
     """
     from penjing import report as reports
     from penjing.again import report_of
     from penjing.run import locked
 
-    manifest = bundle_of(folder)
+    manifest, host = bundle_of(folder), host or Host()
     path = place.on_board(folder)
+    if original:
+        check_runner(folder)
     with locked(folder):
         report = reports.read(report_of(folder))
         chosen, why = _choose(report, manifest, photos)
         with place.board(manifest) as board:
-            facts = bring(board, folder, manifest, path, progress)
-            if manifest["runtime"]["name"] == "tensorrt":
-                with piece(
-                    progress, f"building the engine on {place.host}, which takes minutes once"
-                ) as result:
-                    built = persist(lambda: runner(board, path, ["--build", "--json"]), progress)
-                    result.append(str(built["engine"]))
+            facts = bring(board, folder / "bundle", manifest, path, progress)
+            _build(board, path, manifest, progress, "the engine")
             checked = persist(lambda: check(board, path, progress), progress)
-            with piece(progress, f"timing on {place.host}") as result:
-                words = ["--bench", "--json", "--seconds", str(seconds)]
-                timed = persist(lambda: runner(board, path, words), progress)
-                result.append(f"median {timed['median_ms']:.2f} ms")
+            beside = _bring_original(board, folder, path, report, progress, host) if original else ""
+            timed = _time(board, path, seconds, beside, progress)
             try:
                 answers = _ask(board, path, chosen, progress) if chosen else {}
             finally:
                 with contextlib.suppress(StepError):  # what matters then is why the work stopped
                     board.ask("clean_photos", photos=photos_of(path))
         record = _record(place, facts, checked, timed)
-        record |= _score(folder, report, chosen, answers, why, host or Host(), progress)
+        record |= _score(folder, report, chosen, answers, why, host, progress)
         keep(folder, report, record)
         apply(report, record)
         reports.write(report, folder)
     return report
+
+
+def _build(board: Board, path: str, manifest: dict[str, Any], progress: Progress, what: str) -> None:
+    """Build the engine of the bundle at a path, where it takes one and there is none."""
+    if manifest["runtime"]["name"] == "tensorrt":
+        with piece(progress, f"building {what} on {board.host}, which takes minutes once") as result:
+            built = persist(lambda: runner(board, path, ["--build", "--json"]), progress)
+            result.append(str(built["engine"]))
+
+
+def _bring_original(
+    board: Board, folder: Path, path: str, report: Report, progress: Progress, host: Host
+) -> str:
+    """Copy a bundle of the original and build its engine; return its whole path on the board."""
+    with bundled(folder, report, host) as (source, manifest), _or_left_out():
+        there = original_of(path)
+        facts = bring(board, source, manifest, there, progress, "the original")
+        _build(board, there, manifest, progress, "the original's engine")
+        return str(facts["path"])
+
+
+def _time(board: Board, path: str, seconds: int, beside: str, progress: Progress) -> dict[str, Any]:
+    words = ["--bench", "--json", "--seconds", str(seconds), *(["--beside", beside] if beside else [])]
+    with piece(progress, f"timing on {board.host}") as result, _or_left_out() if beside else nullcontext():
+        timed = persist(lambda: runner(board, path, words), progress)
+        result.append(f"median {timed['median_ms']:.2f} ms")
+    return timed
+
+
+@contextlib.contextmanager
+def _or_left_out() -> Iterator[None]:
+    """Have errors tell that it can be done without the original."""
+    try:
+        yield
+    except LostError:
+        raise
+    except StepError as error:
+        hint = f"{error.hint} The original can be left out: --no-original.".strip()
+        raise StepError(error.message, hint=hint) from error
 
 
 def _choose(report: Report, manifest: dict[str, Any], most: int) -> tuple[list[Photo], str]:
@@ -168,16 +209,9 @@ def _record(
             "runtime": f"{timed['runtime']} {timed['version']}",
             "power_mode": str(after.get("power_mode", "")),
             "batch": timed["batch"],
-            "latency": {
-                "median_ms": timed["median_ms"],
-                "p90_ms": timed["p90_ms"],
-                "median_interval": timed["median_interval_ms"],
-                "throughput_per_s": timed["throughput_per_s"],
-                "runs": timed["runs"],
-                "threads": timed["threads"],
-                "speedup": None,
-                "speedup_interval": None,
-            },
+            "latency": _latency(timed, timed["threads"])
+            | {"speedup": timed.get("speedup"), "speedup_interval": timed.get("speedup_interval")},
+            "original": _latency(timed["beside"], timed["threads"]) if "beside" in timed else None,
             "state": timed["machine"],
             "engine": timed["engine"],
             "check": {"distance": checked["distance"], "tolerance": checked["tolerance"]},
@@ -187,6 +221,20 @@ def _record(
             f"{place.host} answers what no runner of this version would: {error} is missing.",
             hint="Deploy the bundle again with `penjing deploy`.",
         ) from error
+
+
+def _latency(timed: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Return the report's `latency` record of one model; the original's ratio to itself is 1."""
+    return {
+        "median_ms": timed["median_ms"],
+        "p90_ms": timed["p90_ms"],
+        "median_interval": timed["median_interval_ms"],
+        "throughput_per_s": timed["throughput_per_s"],
+        "runs": timed["runs"],
+        "threads": threads,
+        "speedup": 1.0,
+        "speedup_interval": [1.0, 1.0],
+    }
 
 
 def _score(

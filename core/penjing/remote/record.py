@@ -26,15 +26,17 @@ def recall(folder: Path, sha256: str | None) -> dict[str, Any] | None:
     kept = sealed.read(folder / _KEPT)
     if kept is None or sha256 is None or kept["sha256"] != sha256:
         return None
-    record: dict[str, Any] = kept["record"]
-    return record
+    return {"original": None, **kept["record"]}  # which records had none of, before it was timed there
 
 
 def apply(report: Report, record: dict[str, Any]) -> None:
-    """Put a measurement into a report: into the optimised column too, unless this machine is the device."""
+    """Put a measurement into a report: into the columns timed too, unless this machine is the device."""
     report["on_board"] = record  # type: ignore[typeddict-item]  # `reports.write` checks every field of it
     column = report["columns"][-1]
     if not report["device"]["here"]:
         column["latency"], column["latency_why"] = record["latency"], ""
+        original, found = report["columns"][0], record["original"]
+        if found or original["latency"]:
+            original["latency"], original["latency_why"] = found, "" if found else "left out on the board"
         goal = Goal(**{demand["name"]: demand["bound"] for demand in report["goals"]})
         report["goals"] = judge(goal, column)  # type: ignore[typeddict-item]  # as in again.py

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 from penjing.report import exhibits, pictures, story, words
 from penjing.report.markup import Markup, join, tag
@@ -21,9 +22,9 @@ SHOWN = 40
 MANY = 8
 
 
-def render(report: Report) -> str:
-    """Return the report as an HTML document."""
-    return page(f"{words.visible(report['source'])} – Penjing report", _parts(report))
+def render(report: Report, beside: Sequence[str] = ()) -> str:
+    """Return the report as an HTML document, with links to pages in its folder."""
+    return page(f"{words.visible(report['source'])} – Penjing report", _parts(report, beside))
 
 
 def page(title: str, parts: Iterable[Markup]) -> str:
@@ -42,9 +43,14 @@ def page(title: str, parts: Iterable[Markup]) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _parts(report: Report) -> Iterable[Markup]:
+def _parts(report: Report, beside: Sequence[str]) -> Iterable[Markup]:
     yield _header(report)
     yield _comparison(report)
+    if beside:
+        links = [
+            join(" ", tag("a", words.visible(name), href=quote(name, errors="replace"))) for name in beside
+        ]
+        yield tag("p", "More about these models:", *links, class_="beside")
     yield _section("At a glance", _glance(report))
     yield _section("Goals", _goals(report))
     yield _section("Warnings", _warnings(report))

@@ -212,6 +212,9 @@ class DeviceRecord(TypedDict):
     title: Annotated[str, "its name in words"]
     stack: Annotated[str, "the software on it, as in `JetPack 6.2, TensorRT 10.3`"]
     here: Annotated[bool, "true where this machine can run models as the device would"]
+    builds_engine: Annotated[
+        bool, "true where it runs an engine built of the model file, which has another size"
+    ]
 
 
 class Checked(TypedDict):
@@ -234,6 +237,7 @@ class OnBoard(TypedDict):
     power_mode: Annotated[str, "of a Jetson, as `nvpmodel` names it; empty elsewhere"]
     batch: Annotated[Several, "images that went in together"]
     latency: Annotated[Latency, "how long one inference took"]
+    original: Annotated[Latency | None, "the same of the original, timed in turn; null where it was left out"]
     state: Annotated[
         dict[str, dict[str, Json]], "what the board told of clocks, heat and throttling, `before` and `after`"
     ]
@@ -293,6 +297,13 @@ def check(report: object) -> Report:
         )
     if isinstance(report, dict):
         report = {"on_board": None, **report}  # written before boards could be measured
+        if isinstance(report.get("device"), dict):
+            report["device"] = {"builds_engine": False, **report["device"]}  # before reports told of it
+        if isinstance(report["on_board"], dict):
+            report["on_board"] = {
+                "original": None,
+                **report["on_board"],
+            }  # before the original was timed there
     _check(report, Report, "")
     checked = cast(Report, report)
     names = [column["name"] for column in checked["columns"]]

@@ -116,7 +116,9 @@ def lede(report: Report) -> list[str]:
     result = column(report, "optimised")
     if result is None:
         return failed
-    return [_timing(report, result), _drop(report, result), *failed, *_verdicts(report["goals"])]
+    engine = ["Sizes are of the graph: the engine that the device builds of it has another."]
+    sized = engine if report["device"]["builds_engine"] else []
+    return [_timing(report, result), _drop(report, result), *sized, *failed, *_verdicts(report["goals"])]
 
 
 def _timing(report: Report, result: Column) -> str:
@@ -127,7 +129,8 @@ def _timing(report: Report, result: Column) -> str:
     board = report["on_board"]
     if board is not None and not report["device"]["here"]:
         mode = f", power mode {words.visible(board['power_mode'])}" if board["power_mode"] else ""
-        return f"Timed on {_board(board)}{mode}, {threads}: median of {latency['runs']:,} runs."
+        turn = ", in turn with the original" if board["original"] else ""
+        return f"Timed on {_board(board)}{mode}, {threads}{turn}: median of {latency['runs']:,} runs."
     return f"Timed on {device(report)}, {threads}: medians of {latency['runs']:,} runs."
 
 
@@ -229,7 +232,8 @@ def comparison(report: Report) -> Comparison:
             )
         )
 
-    row("Size", lambda one: _cell(words.size, one["size_bytes"]), lambda one: "Size: not measured")
+    sized = "Size of the graph" if report["device"]["builds_engine"] else "Size"
+    row(sized, lambda one: _cell(words.size, one["size_bytes"]), lambda one: "Size: not measured")
     row("Share of the size", lambda one: _cell(words.percent, one["size_ratio"]), None)
     row("Latency, median", _latency(_median), lambda one: f"Latency: not measured: {why_untimed(one)}")
     row("Latency, p90", _latency(lambda it: Cell(words.milliseconds(it["p90_ms"]))), None)
@@ -378,6 +382,9 @@ def _board_facts(report: Report) -> list[tuple[str, str]]:
         ("Board: runtime", f"{words.visible(board['runtime'])}, Python {words.visible(board['python'])}"),
         ("Board: latency", f"median {median}, p90 {slow}, batch {board['batch']}"),
     ]
+    if board["original"] is not None and latency["speedup"] is not None:
+        theirs, ratio = words.milliseconds(board["original"]["median_ms"]), words.times(latency["speedup"])
+        rows += [("Board: original, in turn", f"median {theirs}; the optimised one is {ratio} as fast")]
     if accuracy is None:
         rows += [("Board: accuracy", f"not measured: {words.visible(board['accuracy_why'])}")]
     else:

@@ -30,6 +30,8 @@ class Explanation:
 
     run: str
     column: str
+    #: SHA-256 of the model, as the report has it
+    sha256: str
     #: the float network that layers are compared with, relative to the run
     compared_with: str
     split: str
@@ -71,6 +73,7 @@ def explain(
             f"The {column} model of {run} is not quantised: it holds no Q/DQ.",
             hint="Explain another --column, or a run with quant.static, quant.mixed or quant.qat.",
         )
+    sha256 = _hash_of(run, column)
     original = _existing(run, "original")
     given = host.open(str(original))
     data = _photographs(run, asked, given, root)
@@ -87,9 +90,25 @@ def explain(
     }
     layers, tensors = examine(exact, quantised, judge.images[:LAYERED])
     return Explanation(
-        str(run), column, path.relative_to(run).as_posix(), judge.where, len(judge.images), _metric(judge),
+        str(run), column, sha256, path.relative_to(run).as_posix(), judge.where, len(judge.images), _metric(judge),
         networks, layers, tensors,
     )  # fmt: skip
+
+
+def _hash_of(run: Path, column: str) -> str:
+    """Return the SHA-256 of a column's model as the report has it; InputError where it tells of another."""
+    from penjing import report as reports
+    from penjing.again import report_of
+    from penjing.files import sha256_of
+
+    found = sha256_of(run / column / "model.onnx")
+    told = [entry["sha256"] for entry in reports.read(report_of(run))["columns"] if entry["name"] == column]
+    if found not in told:
+        raise InputError(
+            f"The {column} model of {run} is not the one that report.json tells of.",
+            hint="Run the same `penjing compress` again, which renews both.",
+        )
+    return found
 
 
 def _metric(judge: Judge) -> str:
@@ -189,8 +208,11 @@ def activations_alone(exact: onnx.ModelProto, quantised: onnx.ModelProto, readin
 def command(run: Path, column: str, images: int, data: Path | None, as_json: bool) -> None:
     """Show where the quantised model of the folder RUN loses accuracy: weights or activations, and which layers.
 
-    Photographs are of the select split, so that test stays untouched. Writes RUN/explain.html too.
+    Photographs are of the select split, so that test stays untouched. Writes RUN/explain.html too, which the
+    report then links to.
     """
+    from penjing import report as reports
+    from penjing.again import report_of
     from penjing.api import described
     from penjing.files import write_text
     from penjing.run import locked
@@ -201,6 +223,7 @@ def command(run: Path, column: str, images: int, data: Path | None, as_json: boo
     with locked(run):
         found = explain(run, column, images, data)
         write_text(run / "explain.html", render(found))
+        reports.write(reports.read(report_of(run)), run)  # which links to the page now
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1))
         return

@@ -106,6 +106,12 @@ def render(found: Explanation) -> str:
         tag("p", words.visible(found.run), class_="subject"),
         tag("h1", f"Where the {found.column} model loses accuracy"),
         tag("p", words.visible(lede), class_="lede"),
+        # by the hash the report knows that this page is about its model, and links to it
+        tag(
+            "p",
+            tag("a", "The report", href="report.html"),
+            f" of this run. SHA-256 of the model: {found.sha256}",
+        ),
     )
 
     def parts() -> Iterator[Markup]:
