@@ -84,7 +84,7 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
 
 
 def _open(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:
-    """Return a network whose attention can lose heads, and where; the network itself where it then answers otherwise."""
+    """Return a network whose attention can lose heads, and where; the network itself where that answers otherwise."""
     other = light_copy(module)
     opened = open_all(other)
     if not opened:
