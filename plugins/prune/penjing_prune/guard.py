@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from penjing_prune.groups import Structure, structure
+from penjing_prune.heads import open_all
 from penjing_prune.labels import Ids, varying
 from penjing_prune.replay import Choices, run
 from penjing_prune.surgery import Edit, apply, edit, mask
@@ -42,10 +43,12 @@ class Analysis:
     attributes: dict[tuple[str, str], Ids]
     #: layers that keep all channels, watched where the network chooses by what they answer
     watch: tuple[str, ...] = ()
+    #: modules that have another form here than in the network that was given
+    opened: tuple[str, ...] = ()
 
     def edit(self, removed: list[int]) -> Edit:
         """Return what removing these units means."""
-        return edit(self.structure, removed, self.attributes)
+        return edit(self.structure, removed, self.attributes, self.opened)
 
     def error(self, change: Edit) -> tuple[float, str]:
         """Return the largest relative difference from the masked network, and what was raised ("" where nothing)."""
@@ -63,11 +66,14 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
     """
     copied = copy.deepcopy(module)
     _enliven(copied)
+    copied, opened = _open(copied, example)
     traced = trace(copied, example)
     axes: dict[int, int] = {}
     fixed: dict[int, str] = {}
     attributes: dict[tuple[str, str], Ids] = {}
-    analysis = Analysis(copied, example, traced, structure(traced, axes, fixed), attributes)
+    analysis = Analysis(
+        copied, example, traced, structure(traced, axes, fixed), attributes, opened=tuple(opened)
+    )
     if traced.chooses:
         parts = dict(copied.named_modules())
         whole = [one.layer for one in analysis.structure.alone if one.channels == one.of]
@@ -75,6 +81,20 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
     for places in _alike(traced).values():
         _settle(analysis, places, axes, fixed)
     return analysis
+
+
+def _open(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:
+    """Return a network whose attention can lose heads, and where; the network itself where that answers otherwise."""
+    other = light_copy(module)
+    opened = open_all(other)
+    if not opened:
+        return module, []
+    try:
+        with torch.no_grad(), evaluating(module), evaluating(other):
+            error = difference(other(*example), module(*example))
+    except NotImplementedError:
+        return module, []
+    return (other, opened) if error <= TOLERANCE else (module, [])
 
 
 def _enliven(module: nn.Module) -> None:
