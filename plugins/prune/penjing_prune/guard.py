@@ -6,17 +6,17 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from penjing.errors import InputError, StepError
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from penjing_prune.groups import Structure, structure
+from penjing_prune.groups import Group, Structure, structure
 from penjing_prune.labels import Ids, varying
+from penjing_prune.outputs import tensors_in
 from penjing_prune.replay import Choices, run
 from penjing_prune.surgery import Edit, apply, edit, mask
 from penjing_prune.trace import Cut, Traced, evaluating, trace
@@ -74,6 +74,7 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
         analysis.watch = tuple(name for name in whole if name in parts)
     for places in _alike(traced).values():
         _settle(analysis, places, axes, fixed)
+    _settle_rest(analysis, axes, fixed)
     return analysis
 
 
@@ -166,11 +167,8 @@ def _try(
             continue
         seen = True
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
-        for extra in _guesses(analysis, affected):
-            change = edit(found, removed, {**analysis.attributes, **extra})
-            error, raised = compare(
-                analysis.module, change, analysis.example, once=True, watch=analysis.watch
-            )
+        for extra in _guesses(analysis, found, removed, affected):
+            error, raised = _error(analysis, found, removed, extra)
             if error <= TOLERANCE:
                 axes.update(trial)
                 _everywhere(analysis, extra, affected)
@@ -181,6 +179,48 @@ def _try(
         return ""
     first = cuts[numbers[0]]
     return f"{first.op} in {first.site} does not follow a change of channels" + (f": {why}" if why else "")
+
+
+def _settle_rest(analysis: Analysis, axes: dict[int, int], fixed: dict[int, str]) -> None:
+    """Fix groups on whose number something depends that no operator shows: a scale, an assertion, another view."""
+    groups = analysis.structure.groups
+    if analysis.error(analysis.edit(_several(groups)))[0] <= TOLERANCE:
+        return
+    for group in groups:
+        error, raised = analysis.error(analysis.edit(_several([group])))
+        if error > TOLERANCE:
+            why = f"the network does not follow a change of their number: {raised or f'{error:.1e} off'}"
+            _fix(analysis, group.units, why, fixed)
+    analysis.structure = structure(analysis.traced, axes, fixed)
+
+
+def _several(groups: Sequence[Group]) -> list[int]:
+    """Return some units of each group, of each another number."""
+    generator = np.random.default_rng(0)
+    several: list[int] = []
+    for group in groups:
+        count = int(generator.integers(1, max(2, len(group) // 2 + 1)))
+        several += generator.permutation(group.units)[:count].tolist()
+    return several
+
+
+def _error(
+    analysis: Analysis, found: Structure, removed: list[int], extra: dict[tuple[str, str], Ids]
+) -> tuple[float, str]:
+    """Compare after removing one unit of each group, and then several, of each group another number.
+
+    One of each may fit by chance, where a number of one layer's channels was taken for that of another.
+    """
+    attributes = {**analysis.attributes, **extra}
+    worst, raised = compare(
+        analysis.module, edit(found, removed, attributes), analysis.example, once=True, watch=analysis.watch
+    )
+    if worst > TOLERANCE:
+        return worst, raised
+    several = _several([group for group in found.groups if np.isin(group.units, removed).any()])
+    return compare(
+        analysis.module, edit(found, several, attributes), analysis.example, once=True, watch=analysis.watch
+    )
 
 
 def _units(found: Structure, cuts: list[Cut], only: str) -> list[int]:
@@ -194,35 +234,58 @@ def _units(found: Structure, cuts: list[Cut], only: str) -> list[int]:
     return units
 
 
-def _guesses(analysis: Analysis, cuts: list[Cut]) -> Iterator[dict[tuple[str, str], Ids]]:
-    """Yield nothing, then attributes of the modules at work that may hold a number of these channels."""
+def _guesses(
+    analysis: Analysis, found: Structure, removed: list[int], cuts: list[Cut]
+) -> Iterator[dict[tuple[str, str], Ids]]:
+    """Yield nothing, then attributes of the modules at work that may hold a number of these channels.
+
+    Several axes may be of that length, as three heads beside q, k and v: each that has lost channels is a guess.
+    """
     yield {}
-    found: dict[str, dict[tuple[str, str], Ids]] = defaultdict(dict)
+    holders: dict[str, list[dict[tuple[str, str], Ids]]] = defaultdict(list)
     modules = dict(analysis.module.named_modules())
     known = {(count.module, count.name) for count in analysis.traced.counts}
     for cut in cuts:
-        for ids in _sizes(cut):
-            for name, value in vars(modules[cut.site.module]).items():
-                key = (cut.site.module, name)
-                if type(value) is int and value == len(ids) > 1 and key not in known:
-                    found[name].setdefault(key, ids)
-    yield from found.values()
-    if len(found) > 1:
-        yield {key: ids for entry in found.values() for key, ids in entry.items()}
+        sizes = [ids for ids in _sizes(cut) if len(ids) > 1]
+        for name, value in vars(modules[cut.site.module]).items():
+            key, left = (cut.site.module, name), set()
+            if type(value) is not int or key in known:
+                continue
+            for ids in sizes:
+                count = int(found.kept(removed, ids).sum()) if len(ids) == value else value
+                if count != value and count not in left:
+                    if len(left) == len(holders[name]):
+                        holders[name].append({})
+                    holders[name][len(left)].setdefault(key, ids)
+                    left.add(count)
+    for guesses in holders.values():
+        yield from guesses
+    for number in range(max(map(len, holders.values()), default=0) if len(holders) > 1 else 0):
+        chosen = [guesses[min(number, len(guesses) - 1)] for guesses in holders.values()]
+        yield {key: ids for guess in chosen for key, ids in guess.items()}
 
 
 def _everywhere(analysis: Analysis, extra: dict[tuple[str, str], Ids], affected: list[Cut]) -> None:
     """Take over attributes that were found, and those of the same name wherever the same code is at work."""
     analysis.attributes.update(extra)
+    if not extra:
+        return
     modules = dict(analysis.module.named_modules())
+    places = {
+        (cut.site.kind, cut.site.line, cut.op, place, name)
+        for cut in affected
+        for place, ids in enumerate(_sizes(cut))
+        for (module, name), found in extra.items()
+        if module == cut.site.module and np.array_equal(ids, found)
+    }
     names = {name for _, name in extra}
-    lines = {(cut.site.kind, cut.site.line) for cut in affected}
-    for cut in analysis.traced.cuts if names else ():
-        if (cut.site.kind, cut.site.line) in lines:
-            for ids in _sizes(cut):
-                for name in names:
-                    if getattr(modules[cut.site.module], name, None) == len(ids):
-                        analysis.attributes.setdefault((cut.site.module, name), ids)
+    for cut in analysis.traced.cuts:
+        for place, ids in enumerate(_sizes(cut)):
+            for name in names:
+                if (cut.site.kind, cut.site.line, cut.op, place, name) in places and len(ids) == getattr(
+                    modules[cut.site.module], name, None
+                ):
+                    analysis.attributes.setdefault((cut.site.module, name), ids)
 
 
 def _sizes(cut: Cut) -> Iterator[Ids]:
@@ -246,6 +309,17 @@ def compare(
     watch: tuple[str, ...] = (),
 ) -> tuple[float, str]:
     """Return the largest relative difference between edited and masked module, and the first line of an exception."""
+    worst, raised = _compare(module, change, example, once, watch)
+    if TOLERANCE < worst < float("inf"):  # rounding, or a fault? Twice the digits tell
+        doubled = tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in example)
+        again, failed = _compare(copy.deepcopy(module).double(), change, doubled, once, watch)
+        worst = worst if failed else again
+    return worst, raised
+
+
+def _compare(
+    module: nn.Module, change: Edit, example: tuple[Any, ...], once: bool, watch: tuple[str, ...]
+) -> tuple[float, str]:
     edited, masked = light_copy(module), light_copy(module)
     try:
         apply(edited, change)
@@ -276,15 +350,15 @@ def light_copy(module: nn.Module) -> nn.Module:
 def difference(first: Any, second: Any) -> float:
     """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
     worst = 0.0
-    one, other = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second))
+    one, other = tensors_in(first), tensors_in(second)
     if len(one) != len(other):
         return float("inf")
     for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape or not bool(torch.isfinite(a.float()).all()):
+        if a.shape != b.shape or not bool(torch.isfinite(a).all()):
             return float("inf")
         if a.numel():
-            scale = max(float(b.float().abs().max()), 1e-12)
-            worst = max(worst, float((a.float() - b.float()).abs().max()) / scale)
+            scale = max(float(b.double().abs().max()), 1e-12)
+            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
     return worst
 
 

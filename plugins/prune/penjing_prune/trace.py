@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+from penjing_prune.outputs import tensors_in
 from penjing_prune.replay import CHOOSING
 
 
@@ -176,9 +177,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         """Run the network; what comes out of it stays as it is."""
         with self:
             outputs = module(*example)
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor):
-                self.fix(tensor, "it is an output of the network")
+        found = tensors_in(outputs)
+        for tensor in found:
+            self.fix(tensor, "it is an output of the network")
+        if not found:
+            self.fix_all(f"the network returns a {type(outputs).__name__}, in which no tensor was found")
 
     @contextlib.contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
@@ -216,7 +219,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         out = func(*args, **kwargs)
         self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
-            learn(self, func, args, kwargs, tensors, out)
+            try:
+                learn(self, func, args, kwargs, tensors, out)
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:  # used in a way no rule foresaw
+                why = f"{func.overloadpacket.__name__} could not be followed in {self.site()}: {error}"
+                for tensor in tensors:
+                    self.fix(tensor, why)
         return out
 
     def layers(self, tensor: torch.Tensor) -> Layers:
