@@ -8,7 +8,8 @@ from collections.abc import Callable
 import prune_networks as networks
 import pytest
 import torch
-from penjing_prune.guard import TOLERANCE, analyse
+from penjing_prune.comparison import TOLERANCE
+from penjing_prune.guard import analyse
 from penjing_prune.surgery import apply, mask
 from prune_networks import alone, analysed, pruned, some
 from torch import nn

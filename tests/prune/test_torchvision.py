@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from penjing_prune.guard import TOLERANCE, analyse
+from penjing_prune.comparison import TOLERANCE
+from penjing_prune.guard import analyse
 from prune_networks import alone, pruned, some
 from torch import nn
 

@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from penjing.errors import InputError, StepError
 from torch import nn
 
+from penjing_prune.comparison import TOLERANCE, compare, difference, light_copy
 from penjing_prune.groups import Group, Structure, structure
+from penjing_prune.heads import open_all
 from penjing_prune.labels import Ids, varying
-from penjing_prune.outputs import tensors_in
-from penjing_prune.replay import Choices, run
-from penjing_prune.surgery import Edit, apply, edit, mask
+from penjing_prune.surgery import Edit, edit
 from penjing_prune.trace import Cut, Traced, evaluating, trace
-
-#: largest difference between edited and masked network, by the largest value
-TOLERANCE = 1e-4
 
 #: modules of PyTorch that take every size from their input
 DYNAMIC = frozenset({"Linear", "Flatten"})
@@ -42,10 +38,12 @@ class Analysis:
     attributes: dict[tuple[str, str], Ids]
     #: layers that keep all channels, watched where the network chooses by what they answer
     watch: tuple[str, ...] = ()
+    #: modules that have another form here than in the network that was given
+    opened: tuple[str, ...] = ()
 
     def edit(self, removed: list[int]) -> Edit:
         """Return what removing these units means."""
-        return edit(self.structure, removed, self.attributes)
+        return edit(self.structure, removed, self.attributes, self.opened)
 
     def error(self, change: Edit) -> tuple[float, str]:
         """Return the largest relative difference from the masked network, and what was raised ("" where nothing)."""
@@ -63,11 +61,14 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
     """
     copied = copy.deepcopy(module)
     _enliven(copied)
+    copied, opened = _open(copied, example)
     traced = trace(copied, example)
     axes: dict[int, int] = {}
     fixed: dict[int, str] = {}
     attributes: dict[tuple[str, str], Ids] = {}
-    analysis = Analysis(copied, example, traced, structure(traced, axes, fixed), attributes)
+    analysis = Analysis(
+        copied, example, traced, structure(traced, axes, fixed), attributes, opened=tuple(opened)
+    )
     if traced.chooses:
         parts = dict(copied.named_modules())
         whole = [one.layer for one in analysis.structure.alone if one.channels == one.of]
@@ -76,6 +77,20 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
         _settle(analysis, places, axes, fixed)
     _settle_rest(analysis, axes, fixed)
     return analysis
+
+
+def _open(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:
+    """Return a network whose attention can lose heads, and where; the network itself where that answers otherwise."""
+    other = light_copy(module)
+    opened = open_all(other)
+    if not opened:
+        return module, []
+    try:
+        with torch.no_grad(), evaluating(module), evaluating(other):
+            error = difference(other(*example), module(*example))
+    except NotImplementedError:
+        return module, []
+    return (other, opened) if error <= TOLERANCE else (module, [])
 
 
 def _enliven(module: nn.Module) -> None:
@@ -298,75 +313,3 @@ def _sizes(cut: Cut) -> Iterator[Ids]:
             yield np.moveaxis(grid, skipped, 0)[0].ravel()
     yield cut.after.numpy().ravel()
     yield cut.ids
-
-
-def compare(
-    module: nn.Module,
-    change: Edit,
-    example: tuple[Any, ...],
-    *,
-    once: bool = False,
-    watch: tuple[str, ...] = (),
-) -> tuple[float, str]:
-    """Return the largest relative difference between edited and masked module, and the first line of an exception."""
-    worst, raised = _compare(module, change, example, once, watch)
-    if TOLERANCE < worst < float("inf"):  # rounding, or a fault? Twice the digits tell
-        doubled = tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in example)
-        again, failed = _compare(copy.deepcopy(module).double(), change, doubled, once, watch)
-        worst = worst if failed else again
-    return worst, raised
-
-
-def _compare(
-    module: nn.Module, change: Edit, example: tuple[Any, ...], once: bool, watch: tuple[str, ...]
-) -> tuple[float, str]:
-    edited, masked = light_copy(module), light_copy(module)
-    try:
-        apply(edited, change)
-        mask(masked, change)
-        worst = 0.0
-        with torch.no_grad(), evaluating(edited), evaluating(masked):
-            for inputs in (example,) if once else (example, _shaken(example)):
-                if watch:
-                    choices = Choices()
-                    wanted: Any = run(masked, inputs, watch, choices)
-                    answer: Any = run(edited, inputs, watch, Choices(choices.taken))
-                else:
-                    answer, wanted = edited(*inputs), masked(*inputs)
-                worst = max(worst, difference(answer, wanted))
-    except (InputError, StepError):
-        raise
-    except Exception as error:  # whatever somebody's network raises when shapes do not meet
-        return float("inf"), str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return worst, ""
-
-
-def light_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that shares all tensors, to replace some of them."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-
-
-def difference(first: Any, second: Any) -> float:
-    """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
-    worst = 0.0
-    one, other = tensors_in(first), tensors_in(second)
-    if len(one) != len(other):
-        return float("inf")
-    for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape or not bool(torch.isfinite(a).all()):
-            return float("inf")
-        if a.numel():
-            scale = max(float(b.double().abs().max()), 1e-12)
-            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
-    return worst
-
-
-def _shaken(example: tuple[Any, ...]) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(
-        torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x
-        for x in example
-    )

@@ -31,7 +31,9 @@ def _collect(value: Any, found: list[torch.Tensor], seen: set[int]) -> None:
     elif isinstance(value, (list, tuple, set, frozenset)):
         inside = list(value)
     else:
-        names = [n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ()) if hasattr(value, n)]
+        names = [
+            n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ()) if hasattr(value, n)
+        ]
         inside = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in names)]
     for one in inside:
         _collect(one, found, seen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from penjing_prune.labels import Ids, Layer, Layers, along, broadcast, varying
+from penjing_prune.labels import Ids, Layer, Layers, aligned, along, broadcast, varying
 from penjing_prune.meeting import meet, meet_ids, vector
 from penjing_prune.trace import Product
 
@@ -230,7 +230,20 @@ def sdpa(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, An
         if 1 not in varying(layer):
             tracer.fix((layer,), f"attention with a single head stays whole in {tracer.site()}")
     heads = _tie_heads(tracer, layers, 1)
+    _meet_bias(tracer, heads, [kwargs.get("attn_mask"), args[3] if len(args) > 3 else None])
     tracer.label(result, tuple(one for one in tracer.layers(v) if 1 in varying(one)))
     batch, count, rows, depth = q.shape
     macs = float(batch * rows * k.shape[2] * (depth + v.shape[3]))
     _note_attention(tracer, count, heads, macs, result)
+
+
+def _meet_bias(tracer: _Tracer, heads: Layer | None, given: list[Any]) -> None:
+    """Join each head with what is added to its scores [B, heads, N, M]."""
+    for bias in given:
+        if isinstance(bias, torch.Tensor):
+            for layer in tracer.layers(bias):
+                one = aligned(layer, 4)
+                if varying(one) == (1,) and heads is not None:
+                    tracer.join(*broadcast(heads, one))
+                else:
+                    tracer.fix((layer,), f"attention mixes them in {tracer.site()}")

@@ -12,6 +12,7 @@ from penjing.errors import InputError
 from torch import nn
 
 from penjing_prune.groups import Structure
+from penjing_prune.heads import open_heads
 
 VERSION = 1
 
@@ -24,12 +25,15 @@ class Edit:
     tensors: tuple[tuple[tuple[str, ...], int, tuple[int, ...]], ...]
     #: (module, attribute, value)
     attributes: tuple[tuple[str, str, int], ...]
+    #: modules of attention that first take a form that can lose heads
+    opened: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON values."""
         return {
             "tensors": [{"names": n, "dim": d, "keep": k} for n, d, k in self.tensors],
             "attributes": [{"module": m, "name": a, "value": v} for m, a, v in self.attributes],
+            "opened": list(self.opened),
         }
 
     @staticmethod
@@ -44,6 +48,7 @@ class Edit:
                 tuple(
                     (_text(a["module"]), _text(a["name"]), _number(a["value"])) for a in data["attributes"]
                 ),
+                tuple(map(_text, data.get("opened", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -51,10 +56,16 @@ class Edit:
             ) from error
 
 
-def edit(structure: Structure, removed: Iterable[int], attributes: Mapping[tuple[str, str], Any]) -> Edit:
+def edit(
+    structure: Structure,
+    removed: Iterable[int],
+    attributes: Mapping[tuple[str, str], Any],
+    opened: Iterable[str] = (),
+) -> Edit:
     """Return what removing these units means for the module.
 
     `attributes` are those of modules that shrink with channels though no layer's definition says so: their ids.
+    `opened` are the modules that were given another form to be traced; those that lose nothing keep theirs.
     """
     gone = list(removed)
     tensors = []
@@ -69,11 +80,19 @@ def edit(structure: Structure, removed: Iterable[int], attributes: Mapping[tuple
         left = int(structure.kept(gone, ids).sum())
         if left != len(ids):
             values[key] = left
-    return Edit(tuple(tensors), tuple((m, a, v) for (m, a), v in sorted(values.items())))
+    changed = {name.rpartition(".")[0] for names, _, _ in tensors for name in names}
+    inside = {".".join(name.split(".")[:n]) for name in changed for n in range(1 + name.count(".") + 1)}
+    return Edit(
+        tuple(tensors),
+        tuple((m, a, v) for (m, a), v in sorted(values.items())),
+        tuple(name for name in opened if name in inside),
+    )
 
 
 def apply(module: nn.Module, change: Edit) -> None:
     """Carry an edit out on `module` itself; InputError where it does not fit."""
+    for name in change.opened:
+        open_heads(_part(module, name))
     with torch.no_grad():
         for names, dim, keep in change.tensors:
             old = _tensor(module, names[0])

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from penjing_prune.heads import opened
 from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
 from penjing_prune.outputs import tensors_in
 from penjing_prune.replay import CHOOSING
@@ -221,7 +222,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if any(self.layers(tensor) for tensor in tensors):
             try:
                 learn(self, func, args, kwargs, tensors, out)
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:  # used in a way no rule foresaw
+            except (
+                RuntimeError,
+                IndexError,
+                ValueError,
+                TypeError,
+            ) as error:  # used in a way no rule foresaw
                 why = f"{func.overloadpacket.__name__} could not be followed in {self.site()}: {error}"
                 for tensor in tensors:
                     self.fix(tensor, why)
@@ -305,10 +311,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         return Site(name, type(self._modules[name]).__qualname__, _line())
 
     def protect_attention(self, module: nn.Module) -> None:
-        """Leave nn.MultiheadAttention whole: it takes as many channels inside as outside, so that no head can go."""
+        """Leave nn.MultiheadAttention whole that has no other form: it is as wide inside as outside."""
         reason = "nn.MultiheadAttention is as wide inside as outside, and cannot lose a head"
         for name, part in module.named_modules():
-            if isinstance(part, nn.MultiheadAttention):
+            if isinstance(part, nn.MultiheadAttention) and not opened(part):
                 for leaf in self.result.leaves:
                     if leaf.names[0].startswith(f"{name}." if name else ""):
                         for ids in leaf.ids:
