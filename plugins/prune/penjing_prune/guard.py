@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def _alike(traced: Traced) -> dict[tuple[str, str], list[list[int]]]:
     """Return the numbers of cuts made by the same line of code in modules of the same kind, module by module."""
     found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, cut in enumerate(traced.cuts):
-        if cut.site.kind not in DYNAMIC:
+        if cut.doubt or cut.site.kind not in DYNAMIC:
             found[cut.site.kind, cut.site.line][cut.site.module].append(number)
     return {key: list(places.values()) for key, places in found.items()}
 
@@ -152,7 +152,7 @@ def _settle_one(analysis: Analysis, place: list[int], axes: dict[int, int], fixe
     found = structure(analysis.traced, axes, fixed)
     ids = np.concatenate([analysis.traced.cuts[n].ids for n in place])
     seen = [g for g in found.groups if np.isin(g.units, found.roots[ids]).any()]
-    faults = [g for g in seen if len(seen) > 1 and _try(analysis, place, axes, fixed, only=g.name)]
+    faults = [g for g in seen if len(seen) > 1 and _try(analysis, place, axes, fixed, only=g.units)]
     for group in faults:
         _fix(analysis, np.flatnonzero(np.isin(found.roots, group.units)), why, fixed)
     if not faults:
@@ -168,7 +168,12 @@ def _fix(analysis: Analysis, ids: Ids, why: str, fixed: dict[int, str]) -> None:
 
 
 def _try(
-    analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: dict[int, str], *, only: str = ""
+    analysis: Analysis,
+    numbers: list[int],
+    axes: dict[int, int],
+    fixed: dict[int, str],
+    *,
+    only: Ids | None = None,
 ) -> str:
     """Remove units that these cuts see, one of each group, in every way there is; return why none works, else ""."""
     cuts = analysis.traced.cuts
@@ -238,13 +243,13 @@ def _error(
     )
 
 
-def _units(found: Structure, cuts: list[Cut], only: str) -> list[int]:
-    """Return one unit from the middle of each group that any of these cuts sees."""
+def _units(found: Structure, cuts: list[Cut], only: Ids | None) -> list[int]:
+    """Return one unit from the middle of each group that any of these cuts sees, or of the group with `only`."""
     seen = np.unique(found.roots[np.concatenate([cut.ids for cut in cuts])])
     units = []
     for group in found.groups:
         inside = group.units[np.isin(group.units, seen)]
-        if len(inside) and only in ("", group.name):
+        if len(inside) and (only is None or np.isin(found.roots[only], group.units).any()):
             units.append(int(inside[len(inside) // 2]))
     return units
 
@@ -257,27 +262,44 @@ def _guesses(
     Several axes may be of that length, as three heads beside q, k and v: each that has lost channels is a guess.
     """
     yield {}
-    holders: dict[str, list[dict[tuple[str, str], Ids]]] = defaultdict(list)
     modules = dict(analysis.module.named_modules())
+    listed = _sequences(modules, cuts)
+    if listed:
+        yield listed
+    holders: dict[str, list[dict[tuple[str, str], Ids]]] = defaultdict(list)
     known = {(count.module, count.name) for count in analysis.traced.counts}
     for cut in cuts:
         sizes = [ids for ids in _sizes(cut) if len(ids) > 1]
         for name, value in vars(modules[cut.site.module]).items():
-            key, left = (cut.site.module, name), set()
+            key, seen = (cut.site.module, name), set()
             if type(value) is not int or key in known:
                 continue
             for ids in sizes:
-                count = int(found.kept(removed, ids).sum()) if len(ids) == value else value
-                if count != value and count not in left:
-                    if len(left) == len(holders[name]):
+                alike = np.sort(found.roots[ids]).tobytes()
+                if len(ids) == value and alike not in seen and not found.kept(removed, ids).all():
+                    if len(seen) == len(holders[name]):
                         holders[name].append({})
-                    holders[name][len(left)].setdefault(key, ids)
-                    left.add(count)
+                    holders[name][len(seen)].setdefault(key, ids)
+                    seen.add(alike)
     for guesses in holders.values():
-        yield from guesses
+        for guess in guesses:
+            yield guess
+            if listed:
+                yield {**listed, **guess}
     for number in range(max(map(len, holders.values()), default=0) if len(holders) > 1 else 0):
         chosen = [guesses[min(number, len(guesses) - 1)] for guesses in holders.values()]
-        yield {key: ids for guess in chosen for key, ids in guess.items()}
+        yield {**listed, **{key: ids for guess in chosen for key, ids in guess.items()}}
+
+
+def _sequences(modules: Mapping[str, nn.Module], cuts: list[Cut]) -> dict[tuple[str, str], Ids]:
+    """Return the elements of lists and tuples that hold the sizes of all pieces, in their order."""
+    found: dict[tuple[str, str], Ids] = {}
+    for cut in cuts:
+        sizes = [len(part) for part in cut.parts]
+        for name, value in vars(modules[cut.site.module]).items() if sizes else ():
+            if isinstance(value, (list, tuple)) and list(value) == sizes:
+                found |= {(cut.site.module, f"{name}.{i}"): ids for i, ids in enumerate(cut.parts)}
+    return found
 
 
 def _everywhere(analysis: Analysis, extra: dict[tuple[str, str], Ids], affected: list[Cut]) -> None:

@@ -25,7 +25,7 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
     """
     source, weight, bias = args[0], args[1], args[2]
     transposed, groups = args[6], args[8]
-    leaf = tracer.leaf(weight)
+    leaf = tracer.origin(weight)
     inputs = vector(tracer, tracer.layers(source), 1, "a convolution", source.shape[1])
     rows, columns = (_side(tracer, weight, d) for d in (0, 1))
     outputs: Ids | None
@@ -47,7 +47,7 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
 def _note_product(
     tracer: _Tracer, weight: torch.Tensor, places: torch.Tensor, out: torch.Tensor, sides: Any, args: Args
 ) -> None:
-    leaf = tracer.leaf(weight)
+    leaf = tracer.origin(weight)
     known = tuple(side for side in sides if side is not None)
     each = places.numel() / places.shape[1] * weight.numel() / np.prod([len(side) for side in known] or [1])
     about = (
@@ -84,17 +84,21 @@ def _grouped(
     width: int,
 ) -> tuple[Ids | None, Ids | None]:
     """Join channels so that groups stay equal; return those of the input and of the output."""
-    leaf = tracer.leaf(weight)
-    known = inputs is not None and rows is not None
+    leaf = tracer.origin(weight)
     each = 0 if inputs is None else len(inputs) // groups
     wholly = groups >= each
     named = any(getattr(module, "groups", None) == groups for _, module in tracer.owners(leaf))
     outputs = tracer.union.fresh(width) if transposed else rows
-    if inputs is None or rows is None or outputs is None or not known or (wholly and not named):
+    if inputs is not None and rows is None and groups == len(inputs) == width:
+        outputs = rows = inputs  # a filter that is the same for every channel
+        named = False
+    if inputs is None or rows is None or outputs is None:
         for one in (inputs, rows, columns, outputs):
             if one is not None:
                 tracer.fix_ids(one, f"the number of groups is fixed in {tracer.site()}")
         return inputs, outputs
+    if wholly and not named:  # the code may take it from a shape or an attribute
+        tracer.doubt(torch.from_numpy(inputs.reshape(groups, -1)[:, 0].copy()), "a convolution with groups")
     one, other = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
     if transposed:
         tracer.join(inputs, rows)

@@ -108,9 +108,25 @@ def apply(module: nn.Module, change: Edit) -> None:
             _replace(module, names, new)
     for name, attribute, value in change.attributes:
         part = _part(module, name)
-        if type(getattr(part, attribute, None)) is not int:
+        if type(held(part, attribute)) is not int:
             raise InputError(f"{name or 'the network'} has no number called {attribute!r}.")
-        setattr(part, attribute, value)
+        key, _, place = attribute.partition(".")
+        if place:
+            sequence = list(getattr(part, key))
+            sequence[int(place)] = value
+            setattr(part, key, tuple(sequence) if isinstance(getattr(part, key), tuple) else sequence)
+        else:
+            setattr(part, attribute, value)
+
+
+def held(part: nn.Module, attribute: str) -> Any:
+    """Return an attribute, or for "splits.2" the third number of a list or tuple; None where there is none."""
+    key, _, place = attribute.partition(".")
+    value = getattr(part, key, None)
+    if not place:
+        return value
+    inside = isinstance(value, (list, tuple)) and place.isdecimal() and int(place) < len(value)
+    return value[int(place)] if inside else None
 
 
 def mask(module: nn.Module, change: Edit) -> None:
