@@ -262,7 +262,7 @@ def _guesses(
     Several axes may be of that length, as three heads beside q, k and v: each that has lost channels is a guess.
     """
     yield {}
-    modules = dict(analysis.module.named_modules())
+    modules = dict(analysis.module.named_modules(remove_duplicate=False))
     listed = _sequences(modules, cuts)
     if listed:
         yield listed
@@ -307,7 +307,7 @@ def _everywhere(analysis: Analysis, extra: dict[tuple[str, str], Ids], affected:
     analysis.attributes.update(extra)
     if not extra:
         return
-    modules = dict(analysis.module.named_modules())
+    modules = dict(analysis.module.named_modules(remove_duplicate=False))
     places = {
         (cut.site.kind, cut.site.line, cut.op, place, name)
         for cut in affected

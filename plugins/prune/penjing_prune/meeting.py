@@ -55,7 +55,7 @@ def vector(tracer: _Tracer, layers: Layers, dim: int, name: str, size: int) -> I
 
 
 def lines(tracer: _Tracer, layer: Layer, across: tuple[int, ...]) -> Layer:
-    """Tie what lies along some dimensions, as a shuffle of pixels lays it out, and return one id for each of the rest."""
+    """Tie what lies along some dimensions, as shuffled pixels do, and return one id for each of the rest."""
     if across:
         tracer.tie(layer, across)
     for d in across:

@@ -44,7 +44,7 @@ def batch_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[s
 
 
 def weight_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
-    """Join directions with their lengths: g v / |v|, the norm of each slice along a dimension, where zeros add nothing."""
+    """Join directions with their lengths, g v / |v|: zeros add nothing to the norm of a slice."""
     direction, length = args[0], args[1]
     tracer.label(tensors_of(out)[0], tuple(meet(tracer, name, [direction, length], direction.ndim)))
 

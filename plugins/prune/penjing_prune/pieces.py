@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from penjing_prune.labels import Ids, Layer, collapse, varying
+from penjing_prune.labels import Ids, Layer, along, collapse, varying
+from penjing_prune.meeting import vector
 from penjing_prune.trace import Count, Cut
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ CUTTING = frozenset({"slice", "split", "split_with_sizes", "unsafe_split", "narr
 
 def cut_dim(name: str, args: Args) -> int:
     """Return the dimension that an operator of `CUTTING` cuts, from 0."""
-    if name in ("slice", "narrow"):
-        dim = args[1] if len(args) > 1 else 0
-    else:
-        dim = args[2] if len(args) > 2 else 0
-    return int(dim % args[0].ndim)
+    place = 1 if name in ("slice", "narrow") else 2
+    return int(args[place] % args[0].ndim) if len(args) > place else 0
 
 
 def align_pieces(tracer: _Tracer, name: str, args: Args, layer: Layer, results: list[torch.Tensor]) -> None:
@@ -106,3 +104,19 @@ def _count_by_value(tracer: _Tracer, ids: Ids) -> None:
     holders = [key for key in holders if "pad" in key.lower()] or holders
     if len(holders) == 1:
         tracer.result.counts.append(Count(name, holders[0], ids))
+
+
+def im2col(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Label the patches of nn.Unfold: each channel makes one row for each place in the kernel."""
+    ids = vector(tracer, tracer.layers(args[0]), args[0].ndim - 3, name, args[0].shape[-3])
+    if ids is not None:
+        tracer.label(out, along(np.repeat(ids, out.shape[-2] // len(ids)), out.ndim - 2, out.ndim))
+
+
+def col2im(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Label the channels that nn.Fold adds up from patches: all rows of one go together."""
+    ids = vector(tracer, tracer.layers(args[0]), args[0].ndim - 2, name, args[0].shape[-2])
+    if ids is not None:
+        grid = ids.reshape(out.shape[-3], -1)
+        tracer.join(grid, np.broadcast_to(grid[:, :1], grid.shape))
+        tracer.label(out, along(grid[:, 0], out.ndim - 3, out.ndim))

@@ -151,6 +151,17 @@ def matrix_product(
     )
 
 
+def vector_product(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    """Join the ids of two vectors, or those along the columns of a matrix with a vector's; the rows are left."""
+    a, b = args[:2]
+    meet_ids(tracer, _side(tracer, a, a.ndim - 1), _side(tracer, b, 0), "a product")
+    rows = _side(tracer, a, 0) if a.ndim == 2 else None
+    if rows is not None:
+        tracer.label(out, along(rows, 0, 1))
+
+
 def _fix_rest(tracer: _Tracer, tensors: tuple[torch.Tensor, ...]) -> None:
     for tensor in tensors:
         for layer in tracer.layers(tensor):
@@ -163,6 +174,8 @@ def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any
     bias, (a, b) = (args[0], args[1:3]) if name == "baddbmm" else (None, args[:2])
     free = _contract(tracer, tracer.layers(a), tracer.layers(b), (2, 1), (1, 2))
     heads = _tie_heads(tracer, [*tracer.layers(a), *tracer.layers(b)], 0)
+    if heads is not None and not all(any(0 in varying(one) for one in tracer.layers(x)) for x in (a, b)):
+        tracer.doubt(heads, name)
     layers = free + ([heads] if heads is not None and not any(0 in varying(f) for f in free) else [])
     tracer.label(out, tuple(layers))
     if bias is not None:
@@ -197,6 +210,8 @@ def _contract(
                 tracer.join(*broadcast(one.transpose(*inner), other))
     else:
         for layer in ends[0] + ends[1]:
+            if 0 in varying(layer):  # all of a head goes, so that none is missed within the others
+                continue
             tracer.fix((layer,), f"a matrix product combines them with a fixed size in {tracer.site()}")
     return free
 

@@ -19,8 +19,8 @@ from penjing_prune.labels import (
 )
 from penjing_prune.meeting import lines, meet, mix, vector
 from penjing_prune.norms import BATCH_NORMS, batch_norm, group_norm, layer_norm, tensors_of, weight_norm
-from penjing_prune.pieces import CUTTING, align_pieces, cut_dim, pad, select
-from penjing_prune.products import bmm, convolution, matrix_product, sdpa
+from penjing_prune.pieces import CUTTING, align_pieces, col2im, cut_dim, im2col, pad, select
+from penjing_prune.products import bmm, convolution, matrix_product, sdpa, vector_product
 from penjing_prune.trace import Cut
 
 if TYPE_CHECKING:
@@ -191,7 +191,9 @@ def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out:
     found = []
     for layer in tracer.layers(source):
         inside = tuple(d for d in varying(layer) if d in wanted)
-        if inside:
+        if inside and name in ("sum", "linalg_vector_norm") and inside == varying(layer):
+            tracer.doubt(layer, name)  # zeros add nothing, where removed channels would be zeros here
+        elif inside:
             mix(tracer, name, layer, inside)
         left = layer
         for d in sorted(wanted, reverse=True):
@@ -313,6 +315,11 @@ _RULES: dict[str, Rule] = {
     "_convolution": convolution,
     "mm": matrix_product,
     "addmm": matrix_product,
+    "mv": vector_product,
+    "dot": vector_product,
+    "vdot": vector_product,
+    "im2col": im2col,
+    "col2im": col2im,
     "bmm": bmm,
     "baddbmm": bmm,
     "_scaled_dot_product_flash_attention_for_cpu": sdpa,

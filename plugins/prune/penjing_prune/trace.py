@@ -168,7 +168,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self._leaf: dict[int, Leaf] = {}
         #: by the first id of each of their dimensions
         self._starts: dict[int, Leaf] = {}
-        self._modules = dict(module.named_modules())
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         self._stack: list[str] = []
         self._alive: list[torch.Tensor] = []
         for tensor, names, is_parameter in _leaves(module):
