@@ -17,6 +17,7 @@ import argparse
 import copy
 import dataclasses
 import importlib.util
+import re
 import time
 import warnings
 from collections import Counter
@@ -129,7 +130,7 @@ class Row:
 def one(name: str, make: Callable[[], nn.Module], size: int, share: float, *, exporting: bool) -> Row:
     """Prune a network and try what came of it."""
     torch.manual_seed(0)
-    module = make().eval()
+    module = _alive(make().eval())
     example = (torch.rand(1, 3, size, size),)
     start = time.monotonic()
     analysis = analyse(module, example)
@@ -152,9 +153,19 @@ def one(name: str, make: Callable[[], nn.Module], size: int, share: float, *, ex
     return row
 
 
+def _alive(module: nn.Module) -> nn.Module:
+    """Return the module with small weights where a matrix is all zeros, so that it answers something."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(0, 0.02)
+    return module
+
+
 def _short(reason: str) -> str:
     """Return a reason without the place, which differs from layer to layer."""
-    return reason.split(":", 1)[0].split(" in ", 1)[0].replace(" all of them", " all channels")
+    reason = re.sub(r" in (?:the network|\S+)(?: \([^)]*\))?", "", reason.split(":", 1)[0])
+    return reason.replace(" all of them", " all channels")
 
 
 def _attempt(work: Callable[[], None]) -> str:

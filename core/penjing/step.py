@@ -159,6 +159,13 @@ class Step(ABC):
         """Return in a sentence what this step does for that device: the plan shows it."""
         return (type(self).__doc__ or "").strip().split("\n", 1)[0]
 
+    def stays(self, model: Model) -> tuple[tuple[str, str], ...]:
+        """Return parts of the model as it was opened that this step would leave as they are, each with the reason.
+
+        It is asked only where a plan is shown, and may take seconds; PlanError says why it cannot be told.
+        """
+        return ()
+
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the facts of device and backend that the result depends on: part of the cache key."""
         return {}

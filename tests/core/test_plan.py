@@ -185,3 +185,30 @@ def test_an_onnx_file_given_to_a_step_for_pytorch_is_told_to_open_its_source() -
 
     assert "source in Python" in hint
     assert "leave prune.structured out" in hint
+
+
+def test_a_plan_says_what_its_first_step_leaves_as_it_is_and_why(made, toy, monkeypatch):
+    parts = tuple((f"layer{i}", f"a sum mixes them in layer{i} (net.py:{i})") for i in range(5))
+    planned = made('"toy.round"\ndigits = 2', '"toy.tidy"', '"toy.run"')
+    monkeypatch.setattr(
+        type(planned.lines[0].step), "stays", lambda self, model: (*parts, ("last", "it is an output"))
+    )
+
+    stay = plan_view.stays(planned)
+
+    steps = plan_view.as_json(planned, stay)["steps"]
+    assert steps[0]["stays"][0] == {"part": "layer0", "why": "a sum mixes them in layer0 (net.py:0)"}
+    assert [len(step["stays"]) for step in steps] == [6, 0, 0]
+    text = shown(planned, stay)
+    assert "stays: layer0, layer1, layer2 and 2 more: a sum mixes them" in text
+    assert "stays: last: it is an output" in text
+    assert "net.py" not in text
+
+
+def shown(planned, stay):
+    """Return a plan as a wide terminal shows it."""
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(plan_view.render(planned, stay))
+    return console.export_text()

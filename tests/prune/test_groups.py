@@ -8,7 +8,6 @@ from collections.abc import Callable
 import prune_networks as networks
 import pytest
 import torch
-from penjing_prune.comparison import TOLERANCE
 from penjing_prune.guard import analyse
 from penjing_prune.surgery import apply, mask
 from prune_networks import alone, analysed, pruned, some
@@ -119,29 +118,6 @@ def test_attention_that_is_as_wide_as_its_input_stays_whole_and_is_named() -> No
     assert small.attention.qkv.out_features == 96
     assert "does not follow" in alone(analysis)["attention.qkv"]
     assert small.mlp[0].out_features < 64
-
-
-def test_multi_head_attention_of_torch_stays_whole_and_is_named() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patches, self.attention = (
-                nn.Conv2d(3, 32, 8, 8),
-                nn.MultiheadAttention(32, 4, batch_first=True),
-            )
-            self.mlp = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.patches(x).flatten(2).transpose(1, 2)
-            return self.mlp(x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
-
-    module = Block()
-    analysis = analysed(module)
-    edit = some(analysis)
-
-    assert "nn.MultiheadAttention" in alone(analysis)["attention"]
-    assert pruned(module, edit).mlp[0].out_features < 64
-    assert analysis.error(edit)[0] <= TOLERANCE
 
 
 def test_groups_keep_the_same_number_of_channels_each() -> None:

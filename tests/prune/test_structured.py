@@ -280,6 +280,22 @@ def test_the_plan_says_what_is_asked(context: Context) -> None:
     assert "3 steps" in line
 
 
+def test_the_plan_says_which_layers_stay_and_why() -> None:
+    stays = dict(Structured().stays(torch_model(networks.ConstantView())))
+
+    assert set(stays) == {"other", "linear"}
+    assert "view" in stays["other"]
+    assert "prune_networks.py:" in stays["other"]
+    assert stays["linear"] == "it is an output of the network"
+
+
+def test_a_plan_for_a_network_that_cannot_be_run_says_so() -> None:
+    model = torch_model(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)))
+
+    with pytest.raises(PlanError, match="cannot be run"):
+        Structured().stays(model)
+
+
 def test_the_naive_form_is_one_shot_uniform_and_untrained() -> None:
     naive = Structured(macs=0.4, importance="taylor", steps=3, epochs=2).naive()
 

@@ -59,10 +59,11 @@ def plan(as_json: bool, quiet: bool, **asked: Any) -> None:
     request = request_of(asked)
     with shown(quiet) as progress:
         planned = make(request, progress=progress)
+        stay = plan_view.stays(planned, progress) if as_json or not quiet else ()
     if as_json:
-        click.echo(json.dumps(plan_view.as_json(planned), indent=1))
+        click.echo(json.dumps(plan_view.as_json(planned, stay), indent=1))
     elif not quiet:
-        console().print(plan_view.render(planned))
+        console().print(plan_view.render(planned, stay))
 
 
 @click.command()

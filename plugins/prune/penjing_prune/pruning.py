@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from penjing.errors import InputError, StepError
+from penjing.errors import InputError, PenjingError, PlanError, StepError
 from penjing.exhibit import Bars, Table
 from penjing.files import write_text
 from torch import nn
@@ -204,6 +204,24 @@ class Pruning:
         if self.alone:
             rows = [[one.layer, f"{one.channels} of {one.of}", one.reason] for one in self.alone]
             self.context.show(Table("Layers that keep channels", ["layer", "channels", "why"], rows))
+
+
+def left_alone(model: Model) -> tuple[tuple[str, str], ...]:
+    """Return the layers of a model that keep channels, each with the reason; PlanError where it cannot be run."""
+    try:
+        alone = analyse(model.value, _example(model)).structure.alone
+    except PenjingError:
+        raise
+    except Exception as error:  # whatever somebody's network raises
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PlanError(
+            f"{model.source} cannot be run to see which channels hang together: {first}.",
+            hint="Leave prune.structured out, or open the network with an input that it takes.",
+        ) from error
+    return tuple(
+        (one.layer if one.channels == one.of else f"{one.layer} ({one.channels} of {one.of})", one.reason)
+        for one in alone
+    )
 
 
 def replay(module: nn.Module, folder: Path) -> nn.Module:

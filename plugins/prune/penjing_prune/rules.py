@@ -67,9 +67,9 @@ REDUCTIONS = frozenset({
     "mean", "sum", "amax", "amin", "max", "min", "var_mean", "var", "std", "std_mean", "prod", "linalg_vector_norm",
     "norm", "logsumexp", "argmax", "argmin", "any", "all", "median",
 })  # fmt: skip
-NORMALISERS = frozenset({
-    "_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "sort",
-})  # fmt: skip
+NORMALISERS = frozenset(
+    {"_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "sort"}
+)
 
 
 def learn(

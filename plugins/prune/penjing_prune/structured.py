@@ -103,6 +103,12 @@ class Structured(TrainingOptions, Technique):
             f"{'anywhere' if self.ranking == 'global' else 'in every layer'} go, multiples of {multiple} stay."
         )
 
+    def stays(self, model: Model) -> tuple[tuple[str, str], ...]:
+        """Return the layers that keep all or some of their channels, found by trying removals out."""
+        from penjing_prune.pruning import left_alone
+
+        return left_alone(model)
+
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the multiple, the version of torch, and for a latency what it is measured with."""
         from importlib.metadata import version
