@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from penjing_prune.comparison import TOLERANCE, compare, difference, light_copy
 from penjing_prune.groups import Group, Structure, structure
+from penjing_prune.guesses import Attributes, coupled, elsewhere, guesses, holders, sequences
 from penjing_prune.heads import open_all
 from penjing_prune.labels import Ids, varying
 from penjing_prune.surgery import Edit, edit
@@ -187,18 +188,54 @@ def _try(
             continue
         seen = True
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
-        for extra in _guesses(analysis, found, removed, affected):
+        held = holders(analysis.module, analysis.traced, found, removed, affected)
+        listed = sequences(analysis.module, affected)
+        for extra in guesses(held, listed):
             error, raised = _error(analysis, found, removed, extra)
             if error <= TOLERANCE:
                 axes.update(trial)
-                _everywhere(analysis, extra, affected)
-                analysis.structure = found
+                _accept(analysis, found, extra, affected)
                 return ""
             why = why or raised
+        if _couple(analysis, trial, fixed, removed, held, listed):
+            axes.update(trial)
+            return ""
     if not seen:
         return ""
     first = cuts[numbers[0]]
     return f"{first.op} in {first.site} does not follow a change of channels" + (f": {why}" if why else "")
+
+
+def _accept(analysis: Analysis, found: Structure, extra: Attributes, affected: list[Cut]) -> None:
+    """Take over a structure that was tried out, and what attributes were found to hold."""
+    analysis.structure = found
+    more = elsewhere(analysis.module, analysis.traced, extra, affected)
+    analysis.attributes.update({**more, **analysis.attributes, **extra})
+
+
+def _couple(
+    analysis: Analysis,
+    axes: dict[int, int],
+    fixed: dict[int, str],
+    removed: list[int],
+    held: dict[tuple[str, str], list[Ids]],
+    listed: Attributes,
+) -> bool:
+    """Let layers whose number one attribute holds lose the same number: channel by channel, where that goes through."""
+    union = coupled(analysis.traced.union, held)
+    if union is None:
+        return False
+    traced = dataclasses.replace(analysis.traced, union=union)
+    found = structure(traced, axes, fixed)
+    roots = np.unique(union.roots(np.array(removed, np.int64)))
+    units = [g.units for g in found.groups if np.isin(found.roots[roots], g.units).any()]
+    some = [int(one[len(one) // 2]) for one in units]
+    extra = {**listed, **{key: ids[0] for key, ids in held.items()}}
+    if not some or _error(analysis, found, some, extra)[0] > TOLERANCE:
+        return False
+    analysis.traced.union = union
+    _accept(analysis, found, extra, [])
+    return True
 
 
 def _settle_rest(analysis: Analysis, axes: dict[int, int], fixed: dict[int, str]) -> None:
@@ -252,86 +289,3 @@ def _units(found: Structure, cuts: list[Cut], only: Ids | None) -> list[int]:
         if len(inside) and (only is None or np.isin(found.roots[only], group.units).any()):
             units.append(int(inside[len(inside) // 2]))
     return units
-
-
-def _guesses(
-    analysis: Analysis, found: Structure, removed: list[int], cuts: list[Cut]
-) -> Iterator[dict[tuple[str, str], Ids]]:
-    """Yield nothing, then attributes of the modules at work that may hold a number of these channels.
-
-    Several axes may be of that length, as three heads beside q, k and v: each that has lost channels is a guess.
-    """
-    yield {}
-    modules = dict(analysis.module.named_modules(remove_duplicate=False))
-    listed = _sequences(modules, cuts)
-    if listed:
-        yield listed
-    holders: dict[str, list[dict[tuple[str, str], Ids]]] = defaultdict(list)
-    known = {(count.module, count.name) for count in analysis.traced.counts}
-    for cut in cuts:
-        sizes = [ids for ids in _sizes(cut) if len(ids) > 1]
-        for name, value in vars(modules[cut.site.module]).items():
-            key, seen = (cut.site.module, name), set()
-            if type(value) is not int or key in known:
-                continue
-            for ids in sizes:
-                alike = np.sort(found.roots[ids]).tobytes()
-                if len(ids) == value and alike not in seen and not found.kept(removed, ids).all():
-                    if len(seen) == len(holders[name]):
-                        holders[name].append({})
-                    holders[name][len(seen)].setdefault(key, ids)
-                    seen.add(alike)
-    for guesses in holders.values():
-        for guess in guesses:
-            yield guess
-            if listed:
-                yield {**listed, **guess}
-    for number in range(max(map(len, holders.values()), default=0) if len(holders) > 1 else 0):
-        chosen = [guesses[min(number, len(guesses) - 1)] for guesses in holders.values()]
-        yield {**listed, **{key: ids for guess in chosen for key, ids in guess.items()}}
-
-
-def _sequences(modules: Mapping[str, nn.Module], cuts: list[Cut]) -> dict[tuple[str, str], Ids]:
-    """Return the elements of lists and tuples that hold the sizes of all pieces, in their order."""
-    found: dict[tuple[str, str], Ids] = {}
-    for cut in cuts:
-        sizes = [len(part) for part in cut.parts]
-        for name, value in vars(modules[cut.site.module]).items() if sizes else ():
-            if isinstance(value, (list, tuple)) and list(value) == sizes:
-                found |= {(cut.site.module, f"{name}.{i}"): ids for i, ids in enumerate(cut.parts)}
-    return found
-
-
-def _everywhere(analysis: Analysis, extra: dict[tuple[str, str], Ids], affected: list[Cut]) -> None:
-    """Take over attributes that were found, and those of the same name wherever the same code is at work."""
-    analysis.attributes.update(extra)
-    if not extra:
-        return
-    modules = dict(analysis.module.named_modules(remove_duplicate=False))
-    places = {
-        (cut.site.kind, cut.site.line, cut.op, place, name)
-        for cut in affected
-        for place, ids in enumerate(_sizes(cut))
-        for (module, name), found in extra.items()
-        if module == cut.site.module and np.array_equal(ids, found)
-    }
-    names = {name for _, name in extra}
-    for cut in analysis.traced.cuts:
-        for place, ids in enumerate(_sizes(cut)):
-            for name in names:
-                if (cut.site.kind, cut.site.line, cut.op, place, name) in places and len(ids) == getattr(
-                    modules[cut.site.module], name, None
-                ):
-                    analysis.attributes.setdefault((cut.site.module, name), ids)
-
-
-def _sizes(cut: Cut) -> Iterator[Ids]:
-    """Yield the ids along each dimension that the code may count: axes of a grid, pairs of them, and all."""
-    if cut.grid is not None:
-        grid, dims = cut.grid.numpy(), varying(cut.grid)
-        for axis in dims:
-            yield np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)[:, 0]
-        for skipped in dims:
-            yield np.moveaxis(grid, skipped, 0)[0].ravel()
-    yield cut.after.numpy().ravel()
-    yield cut.ids
