@@ -41,20 +41,24 @@ def compare(
 def _compare(
     module: nn.Module, change: Edit, example: tuple[Any, ...], once: bool, watch: tuple[str, ...]
 ) -> tuple[float, str]:
-    edited, masked = light_copy(module), light_copy(module)
+    edited = light_copy(module)
+    several = (example,) if once else (example, _shaken(example))
+    worst = 0.0
     try:
         apply(edited, change)
-        mask(masked, change)
-        worst = 0.0
-        with torch.no_grad(), evaluating(edited), evaluating(masked):
-            for inputs in (example,) if once else (example, _shaken(example)):
-                if watch:
+        with torch.no_grad(), evaluating(edited):
+            answers: list[Any] = [] if watch else [edited(*inputs) for inputs in several]
+            masked = light_copy(module)  # not before: most of what cannot be had has been refused by now
+            mask(masked, change)
+            with evaluating(masked):
+                for number, inputs in enumerate(several):
                     choices = Choices()
-                    wanted: Any = run(masked, inputs, watch, choices)
-                    answer: Any = run(edited, inputs, watch, Choices(choices.taken))
-                else:
-                    answer, wanted = edited(*inputs), masked(*inputs)
-                worst = max(worst, difference(answer, wanted))
+                    if watch:
+                        wanted: Any = run(masked, inputs, watch, choices)
+                        answers.append(run(edited, inputs, watch, Choices(choices.taken)))
+                    else:
+                        wanted = masked(*inputs)
+                    worst = max(worst, difference(answers[number], wanted))
     except (InputError, StepError):
         raise
     except Exception as error:  # whatever somebody's network raises when shapes do not meet
@@ -75,7 +79,7 @@ def difference(first: Any, second: Any) -> float:
     if len(one) != len(other):
         return float("inf")
     for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape or not bool(torch.isfinite(a).all()):
+        if a.shape != b.shape or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             return float("inf")
         if a.numel():
             scale = max(float(b.double().abs().max()), 1e-12)

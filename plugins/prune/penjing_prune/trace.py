@@ -312,7 +312,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def part(self, name: str) -> nn.Module:
         """Return a module by name."""
-        return self._modules[name]
+        module: nn.Module = self._modules[name]
+        return module
 
     def owners(self, leaf: Leaf | None) -> list[tuple[str, nn.Module]]:
         """Return the modules that hold a parameter, by name."""
