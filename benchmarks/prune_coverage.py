@@ -1,6 +1,6 @@
 """What structured pruning can do with every family of torchvision: one row a network, printed as Markdown.
 
-    python benchmarks/prune_coverage.py [--only NAME …] [--macs 0.7] [--no-export]
+    python benchmarks/prune_coverage.py [--only NAME …] [--macs 0.7] [--no-export] [--patience 60]
 
 Networks have random weights: what is checked is that the surgery is exact. Each is pruned to a share of its
 multiply-accumulates, compared with the masked original on random inputs (detectors are made to choose alike), trained
@@ -8,7 +8,7 @@ for a step, exported to ONNX and quantised by Penjing's own steps, and run in on
 the signal-to-quantisation-noise ratio says that INT8 works, and nothing about accuracy. A detector that cannot be
 exported whole is exported without what comes after its backbone. Where torch-pruning can be imported
 (`pip install torch-pruning`), its row says what it makes of the same network when it is told the last layer, which
-Penjing finds by itself.
+Penjing finds by itself; it is given `--patience` seconds of the processor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import importlib.util
 import re
+import signal
 import time
 import warnings
 from collections import Counter
@@ -164,8 +165,8 @@ def _alive(module: nn.Module) -> nn.Module:
 
 def _short(reason: str) -> str:
     """Return a reason without the place, which differs from layer to layer."""
-    reason = re.sub(r" in (?:the network|\S+)(?: \([^)]*\))?", "", reason.split(":", 1)[0])
-    return reason.replace(" all of them", " all channels")
+    reason = re.sub(r" in (?:the network|\S+)(?: \([^)]*\))?", "", reason)
+    return reason.split(":", 1)[0].replace(" all of them", " all channels")
 
 
 def _attempt(work: Callable[[], None]) -> str:
@@ -223,9 +224,15 @@ def _quantised(module: nn.Module, size: int, folder: Path) -> float:
     return float(10 * np.log10(sum(float(np.square(a, dtype=np.float64).sum()) for a in real) / noise))
 
 
-def peer(make: Callable[[], nn.Module], size: int, share: float) -> str:
-    """Return what torch-pruning makes of the network when its last layers are named."""
+def peer(make: Callable[[], nn.Module], size: int, share: float, patience: float) -> str:
+    """Return what torch-pruning makes of the network when its last layers are named, in so many seconds of work."""
     import torch_pruning
+
+    def enough(*_: Any) -> None:
+        raise TimeoutError(f"not done after {patience:.0f} s")
+
+    signal.signal(signal.SIGVTALRM, enough)
+    signal.setitimer(signal.ITIMER_VIRTUAL, patience)
 
     torch.manual_seed(0)
     module = make().eval()
@@ -248,6 +255,8 @@ def peer(make: Callable[[], nn.Module], size: int, share: float) -> str:
         after, _ = torch_pruning.utils.count_ops_and_params(module, example)
     except Exception as error:  # as above
         return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:60]}"
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return f"{after / before:.1%}"
 
 
@@ -257,6 +266,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--macs", type=float, default=0.7)
     parser.add_argument("--no-export", action="store_true")
+    parser.add_argument("--patience", type=float, default=60.0)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     known = importlib.util.find_spec("torch_pruning") is not None
@@ -272,7 +282,7 @@ def main() -> None:
             row = one(name, make, size, arguments.macs, exporting=not arguments.no_export)
         except Exception as error:  # as above: the other rows are wanted all the same
             row = Row(name, alone=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
-        row.peer = peer(make, size, arguments.macs) if known else "not installed"
+        row.peer = peer(make, size, arguments.macs, arguments.patience) if known else "not installed"
         print(row, flush=True)
 
 

@@ -60,7 +60,7 @@ def _name(kind: type) -> str:
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """Return [B, heads, N, D] of [B, N, heads * D]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _multihead(
@@ -131,7 +131,7 @@ def _windowed(self: Any, x: Tensor) -> Tensor:
         x = x.roll((-shift[0], -shift[1]), (1, 2))
         seams = _seams((rows, tall, shift[0]), (columns, wide, shift[1]), x)
         bias = bias + seams.repeat(batch, 1, 1, 1)
-    x = x.unflatten(2, (columns, wide)).unflatten(1, (rows, tall)).transpose(2, 3)
+    x = x.reshape(batch, rows, tall, columns, wide, -1).transpose(2, 3)
     y = _attend(self, x.reshape(-1, tall * wide, x.shape[-1]), bias)
     y = functional.dropout(y, self.dropout, self.training)
     y = y.reshape(batch, rows, columns, tall, wide, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -179,7 +179,7 @@ def _partitioned(self: Any, x: Tensor) -> Tensor:
     bias = self.get_relative_positional_bias()
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale_factor)
     merged: Tensor = self.merge(y.transpose(1, 2).flatten(2))
-    return merged.unflatten(0, x.shape[:2])
+    return merged.reshape(*x.shape[:-1], -1)
 
 
 _FORMS: dict[str, Callable[..., Any]] = {
