@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from penjing_prune.comparison import TOLERANCE, difference
+from penjing_prune.comparison import TOLERANCE, difference, light_copy
 from penjing_prune.guard import analyse
 from penjing_prune.surgery import Edit, mask
 from prune_networks import alone, analysed, pruned, some
@@ -391,3 +391,27 @@ def test_rounding_of_half_the_digits_is_not_taken_for_a_fault() -> None:
 
 def test_a_reference_that_is_not_a_number_proves_nothing() -> None:
     assert difference(torch.ones(2), torch.tensor([1.0, math.nan])) == math.inf
+
+
+def test_a_light_copy_shares_tensors_and_nothing_else() -> None:
+    class Bound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.widths = nn.Conv2d(3, 4, 1), [4]
+            self.again, self.call = [self.inside], self.inside.forward
+            self.inside.register_forward_hook(lambda part, x, y: y * len(part.weight))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.call(x) + self.again[0](x)
+
+    for module in (nn.Sequential(Bound()), normed(nn.utils.parametrizations.weight_norm)):
+        copied, x = light_copy(module), torch.randn(1, 3, 8, 8)
+
+        assert all(a is b for a, b in zip(copied.parameters(), module.parameters(), strict=True))
+        assert not {*map(id, copied.modules())} & {*map(id, module.modules())}
+        assert torch.equal(copied(x), module(x))
+    bound, original = light_copy(nn.Sequential(Bound()))[0], Bound()
+    bound.inside.weight = nn.Parameter(torch.zeros(4, 3, 1, 1))
+    bound.widths.append(1)
+    assert original.widths == [4]
+    assert bound.again[0] is bound.inside is bound.call.__self__

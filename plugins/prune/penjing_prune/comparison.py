@@ -67,9 +67,40 @@ def _compare(
 
 
 def light_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that shares all tensors, to replace some of them."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    """Return a copy that shares all tensors, to replace some of them.
+
+    Like `copy.deepcopy`, but without a look at what cannot change: many are made, and modules are many.
+    """
+    memo: dict[int, Any] = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
+    parts = list(module.modules())
+    if not all(map(_plain, parts)):
+        return copy.deepcopy(module, memo)
+    for part in parts:
+        memo[id(part)] = type(part).__new__(type(part))
+    for part in parts:
+        inside = memo[id(part)].__dict__
+        for name, value in vars(part).items():
+            if name == "_compiled_call_impl":
+                continue
+            if name in ("_parameters", "_buffers"):
+                inside[name] = {key: memo.get(id(one), one) for key, one in value.items()}
+            elif name == "_modules":
+                inside[name] = {key: memo.get(id(one)) for key, one in value.items()}
+            elif isinstance(value, _CONSTANT):
+                inside[name] = value
+            else:
+                inside[name] = copy.deepcopy(value, memo)
+    copied: nn.Module = memo[id(module)]
+    return copied
+
+
+_CONSTANT = (int, float, str, type(None))
+
+
+def _plain(part: nn.Module) -> bool:
+    """Tell whether a module leaves its copying to Python."""
+    own = {"__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__"}
+    return not any(own & vars(kind).keys() for kind in type(part).__mro__ if kind not in (nn.Module, object))
 
 
 def difference(first: Any, second: Any) -> float:
