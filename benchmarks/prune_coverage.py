@@ -166,7 +166,7 @@ def _alive(module: nn.Module) -> nn.Module:
 def _short(reason: str) -> str:
     """Return a reason without the place, which differs from layer to layer."""
     reason = re.sub(r" in (?:the network|\S+)(?: \([^)]*\))?", "", reason)
-    return reason.split(":", 1)[0].replace(" all of them", " all channels")
+    return reason.split(":", 1)[0].rstrip(",").replace(" all of them", " all channels")
 
 
 def _attempt(work: Callable[[], None]) -> str:

@@ -99,7 +99,7 @@ def _reasons(parts: Sequence[tuple[str, str]]) -> list[str]:
     """Return a line for each reason why parts stay; where several have one, without the places it names."""
     found: dict[str, list[tuple[str, str]]] = {}
     for part, why in parts:
-        found.setdefault(_PLACE.sub("", why), []).append((part, why))
+        found.setdefault(_PLACE.sub("", why).rstrip(","), []).append((part, why))
     lines = []
     for why, alike in sorted(found.items(), key=lambda item: -len(item[1])):
         names = ", ".join(part for part, _ in alike[:NAMED])
