@@ -135,9 +135,13 @@ class Distil(Objective):
 def divergence(mine: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """Return T² · KL(softmax(wanted / T) ‖ softmax(mine / T)), the mean over [N, classes].
 
-    Everything is in logarithms and in float32, so that value and gradient are finite however small T is.
+    Everything is in logarithms and in float32, so that value and gradient are finite however small T is. A score
+    of minus infinity, for a class that cannot be, counts as a very small one; NaN stays NaN, and ends the training.
     """
-    mine, wanted = (functional.log_softmax(scores.float() / temperature, dim=1) for scores in (mine, wanted))
+    mine, wanted = (
+        functional.log_softmax(scores.float().clamp(-1e30, 1e30) / temperature, dim=1)
+        for scores in (mine, wanted)
+    )
     return functional.kl_div(mine, wanted, log_target=True, reduction="batchmean") * temperature**2
 
 

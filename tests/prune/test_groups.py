@@ -164,11 +164,18 @@ def test_a_network_that_may_run_layers_nobody_saw_stays_whole_and_is_told_where_
 
 
 def test_a_layer_whose_weight_is_computed_is_named() -> None:
-    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 1))
-    analysis = analysed(nn.Sequential(normed, nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)))
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.weight = nn.Parameter(torch.randn(16, 2)), nn.Parameter(torch.randn(2, 3))
 
-    assert "0.parametrizations.weight" in alone(analysis)
-    assert [group.name for group in analysis.structure.groups] == ["1.weight"]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv2d(x, (self.left @ self.weight)[..., None, None])
+
+    analysis = analysed(nn.Sequential(Product(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)))
+
+    assert "0" in alone(analysis)
+    assert [group.name for group in analysis.structure.groups][-1] == "1.weight"
 
 
 def test_layer_norm_keeps_its_channels_and_says_so() -> None:

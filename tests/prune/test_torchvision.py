@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from penjing_prune.guard import TOLERANCE, analyse
+from penjing_prune.comparison import TOLERANCE
+from penjing_prune.guard import analyse
 from prune_networks import alone, pruned, some
 from torch import nn
 from torchvision.models.maxvit import MaxVit

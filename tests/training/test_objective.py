@@ -28,6 +28,19 @@ def test_distance_and_gradient_are_finite_at_any_temperature(kind, temperature):
     assert mine.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("score", [float("-inf"), float("inf"), 3e38, -3e38])
+def test_classes_that_cannot_be_and_scores_at_the_end_of_the_range_leave_distance_and_gradient_finite(
+    score, temperature
+):
+    mine = torch.tensor([[1.0, 2.0, 3.0], [-3e38, 3e38, 0.0]], requires_grad=True)
+    loss = divergence(mine, torch.tensor([[score, 0.5, 0.0], [0.0, score, 1.0]]), temperature)
+    loss.backward()
+
+    assert torch.isfinite(loss)
+    assert torch.isfinite(mine.grad).all()
+
+
 def test_distance_is_that_of_the_paper():
     random = np.random.default_rng(0)
     mine, wanted = random.normal(size=(2, 5, 7))

@@ -6,24 +6,20 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from penjing.errors import InputError, StepError
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from penjing_prune.groups import Structure, structure
+from penjing_prune.comparison import TOLERANCE, compare, difference, light_copy
+from penjing_prune.groups import Group, Structure, structure
+from penjing_prune.guesses import Attributes, coupled, elsewhere, guesses, holders, sequences
 from penjing_prune.heads import open_all
 from penjing_prune.labels import Ids, varying
-from penjing_prune.replay import Choices, run
-from penjing_prune.surgery import Edit, apply, edit, mask
+from penjing_prune.surgery import Edit, edit
 from penjing_prune.trace import Cut, Traced, evaluating, trace
-
-#: largest difference between edited and masked network, by the largest value
-TOLERANCE = 1e-4
 
 #: modules of PyTorch that take every size from their input
 DYNAMIC = frozenset({"Linear", "Flatten"})
@@ -80,6 +76,7 @@ def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
         analysis.watch = tuple(name for name in whole if name in parts)
     for places in _alike(traced).values():
         _settle(analysis, places, axes, fixed)
+    _settle_rest(analysis, axes, fixed)
     return analysis
 
 
@@ -122,7 +119,7 @@ def _alike(traced: Traced) -> dict[tuple[str, str], list[list[int]]]:
     """Return the numbers of cuts made by the same line of code in modules of the same kind, module by module."""
     found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, cut in enumerate(traced.cuts):
-        if cut.site.kind not in DYNAMIC:
+        if cut.doubt or cut.site.kind not in DYNAMIC:
             found[cut.site.kind, cut.site.line][cut.site.module].append(number)
     return {key: list(places.values()) for key, places in found.items()}
 
@@ -156,7 +153,7 @@ def _settle_one(analysis: Analysis, place: list[int], axes: dict[int, int], fixe
     found = structure(analysis.traced, axes, fixed)
     ids = np.concatenate([analysis.traced.cuts[n].ids for n in place])
     seen = [g for g in found.groups if np.isin(g.units, found.roots[ids]).any()]
-    faults = [g for g in seen if len(seen) > 1 and _try(analysis, place, axes, fixed, only=g.name)]
+    faults = [g for g in seen if len(seen) > 1 and _try(analysis, place, axes, fixed, only=g.units)]
     for group in faults:
         _fix(analysis, np.flatnonzero(np.isin(found.roots, group.units)), why, fixed)
     if not faults:
@@ -172,7 +169,12 @@ def _fix(analysis: Analysis, ids: Ids, why: str, fixed: dict[int, str]) -> None:
 
 
 def _try(
-    analysis: Analysis, numbers: list[int], axes: dict[int, int], fixed: dict[int, str], *, only: str = ""
+    analysis: Analysis,
+    numbers: list[int],
+    axes: dict[int, int],
+    fixed: dict[int, str],
+    *,
+    only: Ids | None = None,
 ) -> str:
     """Remove units that these cuts see, one of each group, in every way there is; return why none works, else ""."""
     cuts = analysis.traced.cuts
@@ -186,133 +188,104 @@ def _try(
             continue
         seen = True
         affected = [cut for cut in cuts if np.isin(found.roots[cut.ids], removed).any()]
-        for extra in _guesses(analysis, affected):
-            change = edit(found, removed, {**analysis.attributes, **extra})
-            error, raised = compare(
-                analysis.module, change, analysis.example, once=True, watch=analysis.watch
-            )
+        held = holders(analysis.module, analysis.traced, found, removed, affected)
+        listed = sequences(analysis.module, affected)
+        for extra in guesses(held, listed):
+            error, raised = _error(analysis, found, removed, extra)
             if error <= TOLERANCE:
                 axes.update(trial)
-                _everywhere(analysis, extra, affected)
-                analysis.structure = found
+                _accept(analysis, found, extra, affected)
                 return ""
             why = why or raised
+        if _couple(analysis, trial, fixed, removed, held, listed):
+            axes.update(trial)
+            return ""
     if not seen:
         return ""
     first = cuts[numbers[0]]
     return f"{first.op} in {first.site} does not follow a change of channels" + (f": {why}" if why else "")
 
 
-def _units(found: Structure, cuts: list[Cut], only: str) -> list[int]:
-    """Return one unit from the middle of each group that any of these cuts sees."""
+def _accept(analysis: Analysis, found: Structure, extra: Attributes, affected: list[Cut]) -> None:
+    """Take over a structure that was tried out, and what attributes were found to hold."""
+    analysis.structure = found
+    more = elsewhere(analysis.module, analysis.traced, extra, affected)
+    analysis.attributes.update({**more, **analysis.attributes, **extra})
+
+
+def _couple(
+    analysis: Analysis,
+    axes: dict[int, int],
+    fixed: dict[int, str],
+    removed: list[int],
+    held: dict[tuple[str, str], list[Ids]],
+    listed: Attributes,
+) -> bool:
+    """Let layers whose number one attribute holds lose the same number: channel by channel, where that goes through."""
+    union = coupled(analysis.traced.union, held)
+    if union is None:
+        return False
+    traced = dataclasses.replace(analysis.traced, union=union)
+    found = structure(traced, axes, fixed)
+    roots = np.unique(union.roots(np.array(removed, np.int64)))
+    units = [g.units for g in found.groups if np.isin(found.roots[roots], g.units).any()]
+    some = [int(one[len(one) // 2]) for one in units]
+    extra = {**listed, **{key: ids[0] for key, ids in held.items()}}
+    if not some or _error(analysis, found, some, extra)[0] > TOLERANCE:
+        return False
+    analysis.traced.union = union
+    _accept(analysis, found, extra, [])
+    return True
+
+
+def _settle_rest(analysis: Analysis, axes: dict[int, int], fixed: dict[int, str]) -> None:
+    """Fix groups on whose number something depends that no operator shows: a scale, an assertion, another view."""
+    groups = analysis.structure.groups
+    if analysis.error(analysis.edit(_several(groups)))[0] <= TOLERANCE:
+        return
+    for group in groups:
+        error, raised = analysis.error(analysis.edit(_several([group])))
+        if error > TOLERANCE:
+            why = f"the network does not follow a change of their number: {raised or f'{error:.1e} off'}"
+            _fix(analysis, group.units, why, fixed)
+    analysis.structure = structure(analysis.traced, axes, fixed)
+
+
+def _several(groups: Sequence[Group]) -> list[int]:
+    """Return some units of each group, of each another number."""
+    generator = np.random.default_rng(0)
+    several: list[int] = []
+    for group in groups:
+        count = int(generator.integers(1, max(2, len(group) // 2 + 1)))
+        several += generator.permutation(group.units)[:count].tolist()
+    return several
+
+
+def _error(
+    analysis: Analysis, found: Structure, removed: list[int], extra: dict[tuple[str, str], Ids]
+) -> tuple[float, str]:
+    """Compare after removing one unit of each group, and then several, of each group another number.
+
+    One of each may fit by chance, where a number of one layer's channels was taken for that of another.
+    """
+    attributes = {**analysis.attributes, **extra}
+    worst, raised = compare(
+        analysis.module, edit(found, removed, attributes), analysis.example, once=True, watch=analysis.watch
+    )
+    if worst > TOLERANCE:
+        return worst, raised
+    several = _several([group for group in found.groups if np.isin(group.units, removed).any()])
+    return compare(
+        analysis.module, edit(found, several, attributes), analysis.example, once=True, watch=analysis.watch
+    )
+
+
+def _units(found: Structure, cuts: list[Cut], only: Ids | None) -> list[int]:
+    """Return one unit from the middle of each group that any of these cuts sees, or of the group with `only`."""
     seen = np.unique(found.roots[np.concatenate([cut.ids for cut in cuts])])
     units = []
     for group in found.groups:
         inside = group.units[np.isin(group.units, seen)]
-        if len(inside) and only in ("", group.name):
+        if len(inside) and (only is None or np.isin(found.roots[only], group.units).any()):
             units.append(int(inside[len(inside) // 2]))
     return units
-
-
-def _guesses(analysis: Analysis, cuts: list[Cut]) -> Iterator[dict[tuple[str, str], Ids]]:
-    """Yield nothing, then attributes of the modules at work that may hold a number of these channels."""
-    yield {}
-    found: dict[str, dict[tuple[str, str], Ids]] = defaultdict(dict)
-    modules = dict(analysis.module.named_modules())
-    known = {(count.module, count.name) for count in analysis.traced.counts}
-    for cut in cuts:
-        for ids in _sizes(cut):
-            for name, value in vars(modules[cut.site.module]).items():
-                key = (cut.site.module, name)
-                if type(value) is int and value == len(ids) > 1 and key not in known:
-                    found[name].setdefault(key, ids)
-    yield from found.values()
-    if len(found) > 1:
-        yield {key: ids for entry in found.values() for key, ids in entry.items()}
-
-
-def _everywhere(analysis: Analysis, extra: dict[tuple[str, str], Ids], affected: list[Cut]) -> None:
-    """Take over attributes that were found, and those of the same name wherever the same code is at work."""
-    analysis.attributes.update(extra)
-    modules = dict(analysis.module.named_modules())
-    names = {name for _, name in extra}
-    lines = {(cut.site.kind, cut.site.line) for cut in affected}
-    for cut in analysis.traced.cuts if names else ():
-        if (cut.site.kind, cut.site.line) in lines:
-            for ids in _sizes(cut):
-                for name in names:
-                    if getattr(modules[cut.site.module], name, None) == len(ids):
-                        analysis.attributes.setdefault((cut.site.module, name), ids)
-
-
-def _sizes(cut: Cut) -> Iterator[Ids]:
-    """Yield the ids along each dimension that the code may count: axes of a grid, pairs of them, and all."""
-    if cut.grid is not None:
-        grid, dims = cut.grid.numpy(), varying(cut.grid)
-        for axis in dims:
-            yield np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)[:, 0]
-        for skipped in dims:
-            yield np.moveaxis(grid, skipped, 0)[0].ravel()
-    yield cut.after.numpy().ravel()
-    yield cut.ids
-
-
-def compare(
-    module: nn.Module,
-    change: Edit,
-    example: tuple[Any, ...],
-    *,
-    once: bool = False,
-    watch: tuple[str, ...] = (),
-) -> tuple[float, str]:
-    """Return the largest relative difference between edited and masked module, and the first line of an exception."""
-    edited, masked = light_copy(module), light_copy(module)
-    try:
-        apply(edited, change)
-        mask(masked, change)
-        worst = 0.0
-        with torch.no_grad(), evaluating(edited), evaluating(masked):
-            for inputs in (example,) if once else (example, _shaken(example)):
-                if watch:
-                    choices = Choices()
-                    wanted: Any = run(masked, inputs, watch, choices)
-                    answer: Any = run(edited, inputs, watch, Choices(choices.taken))
-                else:
-                    answer, wanted = edited(*inputs), masked(*inputs)
-                worst = max(worst, difference(answer, wanted))
-    except (InputError, StepError):
-        raise
-    except Exception as error:  # whatever somebody's network raises when shapes do not meet
-        return float("inf"), str(error).strip().split("\n", 1)[0] or type(error).__name__
-    return worst, ""
-
-
-def light_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that shares all tensors, to replace some of them."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-
-
-def difference(first: Any, second: Any) -> float:
-    """Return the largest difference of two results, each tensor by its largest value; infinite where shapes differ."""
-    worst = 0.0
-    one, other = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (first, second))
-    if len(one) != len(other):
-        return float("inf")
-    for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape or not bool(torch.isfinite(a.float()).all()):
-            return float("inf")
-        if a.numel():
-            scale = max(float(b.float().abs().max()), 1e-12)
-            worst = max(worst, float((a.float() - b.float()).abs().max()) / scale)
-    return worst
-
-
-def _shaken(example: tuple[Any, ...]) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(
-        torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x
-        for x in example
-    )

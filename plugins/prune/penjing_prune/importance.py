@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
 from penjing_prune.groups import Group, Structure
+from penjing_prune.outputs import tensors_in
 
 Criterion = Literal["l1", "l2", "taylor", "batchnorm", "activation"]
 #: how much of what a unit saves counts beside its importance (`allocate.choose`). Importances that are divided by their
@@ -125,7 +125,7 @@ def objective(outputs: Any, labels: npt.NDArray[np.int64] | None) -> torch.Tenso
 
     For outputs that are no scores of classes, half the power of all of them.
     """
-    tensors = [t for t in tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    tensors = [t for t in tensors_in(outputs) if t.is_floating_point()]
     if len(tensors) == 1 and tensors[0].ndim == 2 and tensors[0].shape[1] > 1:
         answers = tensors[0].detach().argmax(1) if labels is None else torch.from_numpy(labels)
         return functional.cross_entropy(tensors[0].float(), answers)

@@ -32,7 +32,7 @@ def meet(tracer: _Tracer, name: str, tensors: list[torch.Tensor], ndim: int) -> 
             shape = (1,) * (ndim - tensor.ndim) + tuple(tensor.shape)
             known = [aligned(own, ndim) for own in tracer.layers(tensor)]
             if any(shape[d] > 1 for d in dims) and overlapping(known, dims) is None:
-                tracer.fix((layer,), f"{name} combines them with a tensor of fixed size in {tracer.site()}")
+                tracer.doubt(layer, name)
     return merged
 
 
@@ -47,11 +47,20 @@ def vector(tracer: _Tracer, layers: Layers, dim: int, name: str, size: int) -> I
     """Return the ids along one dimension, where that is all there is to know; what cannot be followed is fixed."""
     found = None
     for layer in layers:
-        if varying(layer) == (dim,) and found is None:
-            found = layer.numpy().ravel()
+        if dim in varying(layer) and found is None:
+            found = lines(tracer, layer, tuple(d for d in varying(layer) if d != dim)).numpy().ravel()
         else:
             tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
     return found
+
+
+def lines(tracer: _Tracer, layer: Layer, across: tuple[int, ...]) -> Layer:
+    """Tie what lies along some dimensions, as shuffled pixels do, and return one id for each of the rest."""
+    if across:
+        tracer.tie(layer, across)
+    for d in across:
+        layer = layer.narrow(d, 0, 1)
+    return layer
 
 
 def meet_ids(tracer: _Tracer, first: Ids | None, second: Ids | None, name: str) -> None:

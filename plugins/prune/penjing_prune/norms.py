@@ -43,6 +43,12 @@ def batch_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[s
     tracer.label(tensors_of(out)[0], layers)
 
 
+def weight_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Join directions with their lengths, g v / |v|: zeros add nothing to the norm of a slice."""
+    direction, length = args[0], args[1]
+    tracer.label(tensors_of(out)[0], tuple(meet(tracer, name, [direction, length], direction.ndim)))
+
+
 def layer_norm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Tie all channels: mean and variance depend on each of them."""
     source, shape = args[0], args[1]

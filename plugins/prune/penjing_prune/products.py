@@ -25,7 +25,7 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
     """
     source, weight, bias = args[0], args[1], args[2]
     transposed, groups = args[6], args[8]
-    leaf = tracer.leaf(weight)
+    leaf = tracer.origin(weight)
     inputs = vector(tracer, tracer.layers(source), 1, "a convolution", source.shape[1])
     rows, columns = (_side(tracer, weight, d) for d in (0, 1))
     outputs: Ids | None
@@ -47,7 +47,7 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
 def _note_product(
     tracer: _Tracer, weight: torch.Tensor, places: torch.Tensor, out: torch.Tensor, sides: Any, args: Args
 ) -> None:
-    leaf = tracer.leaf(weight)
+    leaf = tracer.origin(weight)
     known = tuple(side for side in sides if side is not None)
     each = places.numel() / places.shape[1] * weight.numel() / np.prod([len(side) for side in known] or [1])
     about = (
@@ -84,17 +84,21 @@ def _grouped(
     width: int,
 ) -> tuple[Ids | None, Ids | None]:
     """Join channels so that groups stay equal; return those of the input and of the output."""
-    leaf = tracer.leaf(weight)
-    known = inputs is not None and rows is not None
+    leaf = tracer.origin(weight)
     each = 0 if inputs is None else len(inputs) // groups
     wholly = groups >= each
     named = any(getattr(module, "groups", None) == groups for _, module in tracer.owners(leaf))
     outputs = tracer.union.fresh(width) if transposed else rows
-    if inputs is None or rows is None or outputs is None or not known or (wholly and not named):
+    if inputs is not None and rows is None and groups == len(inputs) == width:
+        outputs = rows = inputs  # a filter that is the same for every channel
+        named = False
+    if inputs is None or rows is None or outputs is None:
         for one in (inputs, rows, columns, outputs):
             if one is not None:
                 tracer.fix_ids(one, f"the number of groups is fixed in {tracer.site()}")
         return inputs, outputs
+    if wholly and not named:  # the code may take it from a shape or an attribute
+        tracer.doubt(torch.from_numpy(inputs.reshape(groups, -1)[:, 0].copy()), "a convolution with groups")
     one, other = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
     if transposed:
         tracer.join(inputs, rows)
@@ -147,6 +151,17 @@ def matrix_product(
     )
 
 
+def vector_product(
+    tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any
+) -> None:
+    """Join the ids of two vectors, or those along the columns of a matrix with a vector's; the rows are left."""
+    a, b = args[:2]
+    meet_ids(tracer, _side(tracer, a, a.ndim - 1), _side(tracer, b, 0), "a product")
+    rows = _side(tracer, a, 0) if a.ndim == 2 else None
+    if rows is not None:
+        tracer.label(out, along(rows, 0, 1))
+
+
 def _fix_rest(tracer: _Tracer, tensors: tuple[torch.Tensor, ...]) -> None:
     for tensor in tensors:
         for layer in tracer.layers(tensor):
@@ -159,6 +174,8 @@ def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any
     bias, (a, b) = (args[0], args[1:3]) if name == "baddbmm" else (None, args[:2])
     free = _contract(tracer, tracer.layers(a), tracer.layers(b), (2, 1), (1, 2))
     heads = _tie_heads(tracer, [*tracer.layers(a), *tracer.layers(b)], 0)
+    if heads is not None and not all(any(0 in varying(one) for one in tracer.layers(x)) for x in (a, b)):
+        tracer.doubt(heads, name)
     layers = free + ([heads] if heads is not None and not any(0 in varying(f) for f in free) else [])
     tracer.label(out, tuple(layers))
     if bias is not None:
@@ -193,6 +210,8 @@ def _contract(
                 tracer.join(*broadcast(one.transpose(*inner), other))
     else:
         for layer in ends[0] + ends[1]:
+            if 0 in varying(layer):  # all of a head goes, so that none is missed within the others
+                continue
             tracer.fix((layer,), f"a matrix product combines them with a fixed size in {tracer.site()}")
     return free
 

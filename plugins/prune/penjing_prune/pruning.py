@@ -17,9 +17,10 @@ from penjing.files import write_text
 from torch import nn
 
 from penjing_prune.allocate import Limits, allowed, choose
+from penjing_prune.comparison import TOLERANCE
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
-from penjing_prune.guard import TOLERANCE, Analysis, analyse
+from penjing_prune.guard import Analysis, analyse
 from penjing_prune.importance import THRIFT, rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured

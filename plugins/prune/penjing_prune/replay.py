@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from penjing_prune.outputs import tensors_in
 
 #: operators whose result jumps
 CHOOSING = frozenset({"nms", "topk", "sort", "nonzero", "argmax", "argmin", "_unique2"})
@@ -53,7 +54,7 @@ def run(
     seen: list[torch.Tensor] = []
 
     def hook(part: nn.Module, given: Any, output: Any) -> None:
-        seen.extend(t for t in tree_leaves(output) if isinstance(t, torch.Tensor))
+        seen.extend(tensors_in(output))
 
     handles = [module.get_submodule(name).register_forward_hook(hook) for name in watch]
     try:
@@ -62,4 +63,4 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
-    return seen + [t for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
+    return seen + tensors_in(outputs)

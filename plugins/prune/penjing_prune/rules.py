@@ -17,9 +17,10 @@ from penjing_prune.labels import (
     overlapping,
     varying,
 )
-from penjing_prune.meeting import meet, mix, vector
-from penjing_prune.norms import BATCH_NORMS, batch_norm, group_norm, layer_norm, tensors_of
-from penjing_prune.products import bmm, convolution, matrix_product, sdpa
+from penjing_prune.meeting import lines, meet, mix, vector
+from penjing_prune.norms import BATCH_NORMS, batch_norm, group_norm, layer_norm, tensors_of, weight_norm
+from penjing_prune.pieces import CUTTING, align_pieces, col2im, cut_dim, im2col, pad, select
+from penjing_prune.products import bmm, convolution, matrix_product, sdpa, vector_product
 from penjing_prune.trace import Cut
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ CUTS = frozenset({
     "unsafe_split", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "expand", "narrow",
 })  # fmt: skip
 #: operators that pick elements along a dimension by number
-PICKS = frozenset({"index", "index_select", "select", "roll", "flip", "unbind", "narrow"})
+PICKS = frozenset({"index", "index_select", "select", "roll", "flip", "unbind"})
 #: what returns its first argument's elements, each in its place
 SAME = frozenset({
     "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "bernoulli",
@@ -125,18 +126,19 @@ def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, 
     found: list[list[Layer]] = [[] for _ in results]
     for layer in tracer.layers(source):
         if name in PICKS and _picks(name, args, layer):
-            where = f"{name} picks some of them by number in {tracer.site()}"
-            if name not in ("unbind", "select") or len(varying(layer)) < 2:
-                tracer.fix((layer,), where)
+            if name == "select" and len(varying(layer)) < 2:
+                select(tracer, args, layer)
+            elif name not in ("unbind", "select") or len(varying(layer)) < 2:
+                tracer.fix((layer,), f"{name} picks some of them by number in {tracer.site()}")
                 continue
-        if name in ("slice", "split", "split_with_sizes", "unsafe_split", "narrow"):
-            _align_pieces(tracer, name, args, layer, results)
+        if name in CUTTING:
+            align_pieces(tracer, name, args, layer, results)
         full = layer.expand(source.shape)
         ids = [full.reshape(args[1])] if name in VIEWS else tensors_of(func(full, *args[1:], **kwargs))
         for kept, result in zip(found, ids, strict=True):
             kept.append(collapse(result))
         if name in CUTS:
-            _note_cut(tracer, name, layer, [kept[-1] for kept in found])
+            _note_cut(tracer, name, args, layer, [kept[-1] for kept in found])
     for result, layers in zip(results, found, strict=True):
         tracer.label(result, tuple(layers))
 
@@ -149,45 +151,30 @@ def _picks(name: str, args: Args, layer: Layer) -> bool:
     return any(layer.shape[d] > 1 for d in dims)
 
 
-def _note_cut(tracer: _Tracer, name: str, before: Layer, after: list[Layer]) -> None:
+def _note_cut(tracer: _Tracer, name: str, args: Args, before: Layer, after: list[Layer]) -> None:
     """Remember an operator whose numbers may have to change with the channels."""
     ids = np.unique(before.numpy())
+    parts: tuple[Ids, ...] = ()
+    if len(after) > 1:
+        dim = cut_dim(name, args)
+        parts = tuple(np.moveaxis(one.numpy(), dim, 0).reshape(one.shape[dim], -1)[:, 0] for one in after)
     for layer in after:
-        tracer.result.cuts.append(Cut(tracer.site(), name, ids, layer))
-
-
-def _align_pieces(tracer: _Tracer, name: str, args: Args, layer: Layer, results: list[torch.Tensor]) -> None:
-    """Keep equal pieces equal: what has the same place in each goes together. Unequal ones stay as they are."""
-    if name in ("slice", "split_with_sizes", "split", "unsafe_split"):
-        default = 0
-        dim = (
-            (args[1] if len(args) > 1 else 0) if name == "slice" else (args[2] if len(args) > 2 else default)
-        )
-    else:
-        dim = args[1]
-    size, pieces = layer.shape[dim], [result.shape[dim] for result in results]
-    if size == 1 or pieces == [size]:
-        return
-    start = args[2] or 0 if name == "slice" and len(args) > 2 else args[2] if name == "narrow" else 0
-    step = args[4] if name == "slice" and len(args) > 4 else 1
-    start = start + size if start < 0 else start
-    each = pieces[0]
-    if len(set(pieces)) > 1 or size % each or start % each or step != 1:
-        tracer.fix((layer,), f"{name} cuts them at fixed numbers in {tracer.site()}")
-        return
-    full = layer.movedim(dim, 0)
-    halves = full.reshape(size // each, each, *full.shape[1:]).numpy()
-    tracer.join(halves, np.broadcast_to(halves[:1], halves.shape))
+        tracer.result.cuts.append(Cut(tracer.site(), name, ids, layer, parts))
 
 
 def _spatial(tracer: _Tracer, name: str, args: Args, out: Any) -> None:
-    """Keep the labels of dimensions 0 and 1; others are mixed."""
+    """Keep the labels of the leading dimensions, and tie what lies within one image of a channel."""
+    spatial = next((n for n in (1, 3) if f"{n}d" in name), 2)
+    found = []
     for layer in tracer.layers(args[0]):
-        if set(varying(layer)) - {1} and args[0].ndim > 3:
+        across = tuple(d for d in varying(layer) if d >= layer.ndim - spatial)
+        if len(across) == len(varying(layer)):
             tracer.fix((layer,), f"{name} mixes them in {tracer.site()}")
+        else:
+            found.append(lines(tracer, layer, across))
     for result in tensors_of(out):
         if result.ndim == args[0].ndim:
-            tracer.label(result, tuple(one for one in tracer.layers(args[0]) if set(varying(one)) == {1}))
+            tracer.label(result, tuple(found))
 
 
 def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out: Any) -> None:
@@ -204,7 +191,9 @@ def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out:
     found = []
     for layer in tracer.layers(source):
         inside = tuple(d for d in varying(layer) if d in wanted)
-        if inside:
+        if inside and name in ("sum", "linalg_vector_norm") and inside == varying(layer):
+            tracer.doubt(layer, name)  # zeros add nothing, where removed channels would be zeros here
+        elif inside:
             mix(tracer, name, layer, inside)
         left = layer
         for d in sorted(wanted, reverse=True):
@@ -266,51 +255,11 @@ def _side_by_side(
                 tracer.fix((extra,), f"they are labelled twice in {tracer.site()}")
         else:
             fixed = tracer.union.fresh(shape[dim])
-            tracer.fix_ids(fixed, f"a tensor of fixed size is put beside other channels in {tracer.site()}")
+            tracer.doubt(torch.from_numpy(fixed), "cat")
             view = [1] * len(shape)
             view[dim] = shape[dim]
             parts.append(torch.from_numpy(fixed).reshape(view).expand(least))
     return collapse(torch.cat(parts, dim))
-
-
-def _pad(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
-    """Label channels that are padded; their number is an attribute of the module, or stays as it is."""
-    source, amounts = args[0], list(args[1])
-    found: list[Layer] = []
-    for layer in tracer.layers(source):
-        one = layer
-        for i in range(len(amounts) // 2):
-            dim, (low, high) = source.ndim - 1 - i, amounts[2 * i : 2 * i + 2]
-            if one.shape[dim] == 1 or (low == 0 and high == 0):
-                continue
-            if low < 0 or high < 0 or len(varying(one)) > 1:
-                tracer.fix((one,), f"they are cropped in {tracer.site()}")
-                break
-            before, after = tracer.union.fresh(low), tracer.union.fresh(high)
-            if low == high:
-                tracer.join(before, after)
-            for side in (before, after):
-                if len(side) and not _count_by_value(tracer, side):
-                    tracer.fix_ids(side, f"zeros of fixed number are padded in {tracer.site()}")
-            old = one.numpy().ravel()
-            one = along(np.concatenate([before, old, after]), dim, source.ndim)[0]
-            tracer.result.cuts.append(Cut(tracer.site(), name, one.numpy().ravel(), one))
-        found.append(one)
-    tracer.label(out, tuple(found))
-
-
-def _count_by_value(tracer: _Tracer, ids: Ids) -> bool:
-    """Find the one attribute of the module at work that holds the number of `ids`, which has to change with them."""
-    from penjing_prune.trace import Count
-
-    name = tracer.site().module
-    module = tracer._modules[name]
-    holders = [key for key, value in vars(module).items() if type(value) is int and value == len(ids)]
-    holders = [key for key in holders if "pad" in key.lower()] or holders
-    if len(holders) != 1:
-        return False
-    tracer.result.counts.append(Count(name, holders[0], ids))
-    return True
 
 
 def _embedding(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
@@ -353,8 +302,9 @@ Rule = Callable[["_Tracer", str, Any, Args, dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {
     "cat": _cat,
     "stack": _cat,
-    "constant_pad_nd": _pad,
+    "constant_pad_nd": pad,
     "native_layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
     "native_group_norm": group_norm,
     "embedding": _embedding,
     "_prelu_kernel": _prelu,
@@ -365,6 +315,11 @@ _RULES: dict[str, Rule] = {
     "_convolution": convolution,
     "mm": matrix_product,
     "addmm": matrix_product,
+    "mv": vector_product,
+    "dot": vector_product,
+    "vdot": vector_product,
+    "im2col": im2col,
+    "col2im": col2im,
     "bmm": bmm,
     "baddbmm": bmm,
     "_scaled_dot_product_flash_attention_for_cpu": sdpa,

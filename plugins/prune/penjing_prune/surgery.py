@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from penjing.errors import InputError
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from penjing_prune.groups import Structure
 from penjing_prune.heads import open_heads
@@ -108,9 +109,25 @@ def apply(module: nn.Module, change: Edit) -> None:
             _replace(module, names, new)
     for name, attribute, value in change.attributes:
         part = _part(module, name)
-        if type(getattr(part, attribute, None)) is not int:
+        if type(held(part, attribute)) is not int:
             raise InputError(f"{name or 'the network'} has no number called {attribute!r}.")
-        setattr(part, attribute, value)
+        key, _, place = attribute.partition(".")
+        if place:
+            before: Any = getattr(part, key)
+            after = [value if number == int(place) else old for number, old in enumerate(before)]
+            setattr(part, key, tuple(after) if isinstance(before, tuple) else after)
+        else:
+            setattr(part, attribute, value)
+
+
+def held(part: nn.Module, attribute: str) -> Any:
+    """Return an attribute, or for "splits.2" the third number of a list or tuple; None where there is none."""
+    key, _, place = attribute.partition(".")
+    value: Any = getattr(part, key, None)
+    if not place:
+        return value
+    inside = isinstance(value, (list, tuple)) and place.isdecimal() and int(place) < len(value)
+    return value[int(place)] if inside else None
 
 
 def mask(module: nn.Module, change: Edit) -> None:
@@ -118,10 +135,19 @@ def mask(module: nn.Module, change: Edit) -> None:
     with torch.no_grad():
         for names, dim, keep in change.tensors:
             old = _tensor(module, names[0])
-            if isinstance(old, nn.Parameter):
+            if isinstance(old, nn.Parameter) and not _is_direction(module, names[0], dim):
                 gone = np.setdiff1d(np.arange(old.shape[dim]), keep)
                 new = old.detach().index_fill(dim, torch.from_numpy(gone).to(old.device), 0)
                 _replace(module, names, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def _is_direction(module: nn.Module, name: str, dim: int) -> bool:
+    """Tell whether a parameter only says which way weights point, whose length is another and becomes zero."""
+    owner, _, own = name.rpartition(".")
+    part = _part(module, owner)
+    return own == "original1" and any(
+        isinstance(one, parametrizations._WeightNorm) and one.dim == dim for one in part.children()
+    )
 
 
 def _replace(module: nn.Module, names: Iterable[str], new: torch.Tensor) -> None:

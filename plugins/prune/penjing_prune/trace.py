@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from penjing_prune.heads import opened
 from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+from penjing_prune.outputs import tensors_in
 from penjing_prune.replay import CHOOSING
 
 
@@ -56,6 +58,10 @@ class Cut:
     ids: Ids
     #: the labels of what comes of it
     after: Layer
+    #: the ids of every piece, where it makes several
+    parts: tuple[Ids, ...] = ()
+    #: something meets these channels whose size may follow theirs, or not
+    doubt: bool = False
 
     @property
     def grid(self) -> Layer | None:
@@ -160,7 +166,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.decided: Site | None = None
         self._labels = WeakTensorKeyDictionary()
         self._leaf: dict[int, Leaf] = {}
-        self._modules = dict(module.named_modules())
+        #: by the first id of each of their dimensions
+        self._starts: dict[int, Leaf] = {}
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         self._stack: list[str] = []
         self._alive: list[torch.Tensor] = []
         for tensor, names, is_parameter in _leaves(module):
@@ -169,6 +177,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             self.result.leaves.append(leaf)
             self._leaf[id(tensor)] = leaf
             self._alive.append(tensor)
+            self._starts |= {int(one[0]): leaf for one in ids if len(one)}
             self._labels[tensor] = tuple(
                 layer for d, one in enumerate(ids) for layer in along(one, d, tensor.ndim)
             )
@@ -177,9 +186,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         """Run the network; what comes out of it stays as it is."""
         with self:
             outputs = module(*example)
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor):
-                self.fix(tensor, "it is an output of the network")
+        found = tensors_in(outputs)
+        for tensor in found:
+            self.fix(tensor, "it is an output of the network")
+        if not found:
+            self.fix_all(f"the network returns a {type(outputs).__name__}, in which no tensor was found")
 
     @contextlib.contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
@@ -217,7 +228,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         out = func(*args, **kwargs)
         self.result.chooses |= func.overloadpacket.__name__ in CHOOSING
         if any(self.layers(tensor) for tensor in tensors):
-            learn(self, func, args, kwargs, tensors, out)
+            try:
+                learn(self, func, args, kwargs, tensors, out)
+            except (
+                RuntimeError,
+                IndexError,
+                ValueError,
+                TypeError,
+            ) as error:  # used in a way no rule foresaw
+                why = f"{func.overloadpacket.__name__} could not be followed in {self.site()}: {error}"
+                for tensor in tensors:
+                    self.fix(tensor, why)
         return out
 
     def layers(self, tensor: torch.Tensor) -> Layers:
@@ -251,6 +272,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         for layer in self.layers(what) if isinstance(what, torch.Tensor) else what:
             self.union.fix(numbers(layer).tolist(), reason)
 
+    def doubt(self, layer: Layer, op: str) -> None:
+        """Let it be tried out whether something without labels follows when channels go: its size may be theirs."""
+        ids = numbers(layer)
+        self.result.cuts.append(Cut(self.site(), op, ids, torch.from_numpy(ids), doubt=True))
+
     def fix_ids(self, ids: Ids, reason: str) -> None:
         """Say the same of ids."""
         self.union.fix(ids.ravel().tolist(), reason)
@@ -265,20 +291,37 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         """Return the parameters that no operator has taken up."""
         return [name for name, p in module.named_parameters() if id(p) not in self.touched]
 
+    def origin(self, weight: torch.Tensor) -> Leaf | None:
+        """Return the parameter that `weight` is, or is computed from element by element, as normed weights are."""
+        leaf = self.leaf(weight)
+        return leaf or self._leaf_like(weight, tuple(weight.shape), range(weight.ndim))
+
     def weight_of(self, tensor: torch.Tensor) -> Leaf | None:
         """Return the matrix of which `tensor` is the transpose: what a linear layer multiplies with."""
+        return self._leaf_like(tensor, tuple(reversed(tensor.shape)), range(tensor.ndim)[::-1])
+
+    def _leaf_like(self, tensor: torch.Tensor, shape: tuple[int, ...], dims: Sequence[int]) -> Leaf | None:
         for layer in self.layers(tensor):
-            first = int(layer.flatten()[0])
-            for leaf in self.result.leaves:
-                if leaf.shape == tuple(reversed(tensor.shape)) and any(
-                    len(ids) and ids[0] == first for ids in leaf.ids
-                ):
-                    return leaf
+            if len(varying(layer)) != 1:
+                continue
+            ids, dim = layer.numpy().ravel(), dims[varying(layer)[0]]
+            leaf = self._starts.get(int(ids[0]))
+            if leaf and leaf.shape == shape and np.array_equal(leaf.ids[dim], ids):
+                return leaf
         return None
+
+    def part(self, name: str) -> nn.Module:
+        """Return a module by name."""
+        module: nn.Module = self._modules[name]
+        return module
 
     def owners(self, leaf: Leaf | None) -> list[tuple[str, nn.Module]]:
         """Return the modules that hold a parameter, by name."""
-        names = [name.rpartition(".")[0] for name in leaf.names] if leaf else []
+        if leaf is None:
+            return []
+        names = [name.rpartition(".")[0] for name in leaf.names]
+        if ".parametrizations." in f".{leaf.names[0]}":  # its number of channels is where the weight is used
+            names = [self.site().module]
         return [(name, self._modules[name]) for name in names]
 
     def count(self, leaf: Leaf | None, name: str, ids: Ids, *, holds: int | None = None) -> bool:
