@@ -183,9 +183,7 @@ class _Greedy:
 
     def _nearest(self, closed: Sequence[int]) -> None:
         """Take one more step, of those that would leave too little, where that comes nearer."""
-        last = [
-            (self.target - self.cost.without(units), i) for i in closed if (units := self._units(i, 1))
-        ]
+        last = [(self.target - self.cost.without(units), i) for i in closed if (units := self._units(i, 1))]
         if last and 0 < min(last)[0] < self.cost.total - self.target:
             self._take(min(last)[1], 1)
 

@@ -66,9 +66,8 @@ class Table:
         flags = about["sides"]
         shape = list(about["weight"])
         axes = [points(shape[d], multiple) if flags[d] else [shape[d]] for d in (0, 1)]
-        times = np.array(
-            [[self._time(_layer(about, product.output, *at)) for at in [(r, c) for c in axes[1]]] for r in axes[0]]
-        )
+        layers = [[_layer(about, product.output, rows, columns) for columns in axes[1]] for rows in axes[0]]
+        times = np.array([[self._time(layer) for layer in line] for line in layers])
         return Term(product.sides, _interpolated(axes, times, flags))
 
     def _time(self, layer: dict[str, Any]) -> float:
@@ -178,14 +177,15 @@ def _graph(layers: Sequence[dict[str, Any]]) -> onnx.ModelProto:
     for number, layer in enumerate(layers):
         values = random.standard_normal(layer["weight"]).astype(np.float32)
         weights.append(numpy_helper.from_array(values, f"w{number}"))
-        names = [[f"x{number}", f"w{number}"], [f"x{number + 1}"]]
+        reads, makes = [f"x{number}", f"w{number}"], [f"x{number + 1}"]
         if layer["kind"] == "linear":
-            nodes.append(helper.make_node("Gemm", *names))
+            nodes.append(helper.make_node("Gemm", reads, makes))
             continue
         nodes.append(
             helper.make_node(
                 "ConvTranspose" if layer["kind"] == "transposed" else "Conv",
-                *names,
+                reads,
+                makes,
                 strides=layer["stride"],
                 pads=layer["padding"] * 2,
                 dilations=layer["dilation"],
