@@ -1,10 +1,11 @@
 """Penjing's structured pruning beside torch-pruning, on trained networks: one table, printed as Markdown.
 
-    python benchmarks/prune.py [--only NAME] [--epochs N] [--seeds N] [--keep FOLDER]
+    python benchmarks/prune.py [--only NAME] [--macs SHARE] [--epochs N] [--seeds N] [--keep FOLDER]
 
 Both prune to the same share of MACs and are trained by the same trainer, for the same epochs, on the same photographs
 with the same seeds; torch-pruning's result is trained on labels, as its examples do, Penjing's also by distillation
-from the network before pruning. All are scored on the same test photographs and timed interleaved at one thread.
+from the network before pruning, and that one is quantised too. All are scored on the same test photographs and timed
+beside the network before pruning, interleaved, at one thread. What a folder given by `--keep` holds is not made again.
 Networks and photographs are read from `../shared`; a row whose files are missing is skipped, with the reason.
 torch-pruning is installed into a folder of its own (`pip install --no-deps --target`).
 """
@@ -14,10 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import re
 import statistics
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +30,15 @@ from penjing.api import Request, compress
 from penjing.here import this_machine
 from penjing.host import Host
 from penjing.preprocess import Preprocess
+from penjing_training import TrainingOptions
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCH_PRUNING = "1.6.1"
+
+
+#: steps of a recipe, each with its options as TOML values
+Steps = list[tuple[str, dict[str, Any]]]
 
 
 class MissingError(Exception):
@@ -50,6 +56,7 @@ class TorchPruning(Technique):
     macs: float = option(0.5, "Share of the MACs to keep.", between=(0.05, 1))
     multiple: int = option(16, "Channels are multiples of this.", between=(1, 64))
     photographs: int = option(200, "Photographs whose gradients rank channels.", between=(1, 10_000))
+    stay: str = option("", "A regular expression: layers of such a name stay as they are.")
 
     def apply(self, model: Model, context: Context) -> Model:
         """Return the network with fewer channels, by the smallest ratio that meets the share of MACs."""
@@ -67,9 +74,7 @@ class TorchPruning(Technique):
             low, high = (ratio, high) if share > self.macs else (low, ratio)
         pruned = self._pruned(tp, model, context, example, high)
         pruned.eval()
-        key = uuid.uuid4().hex
-        (context.folder / "key").write_text(key)
-        MADE[key] = pruned
+        torch.save(pruned, context.folder / MODULE)
         return model.become("torch", pruned)
 
     def _pruned(self, tp: Any, model: Model, context: Context, example: Any, ratio: float) -> Any:
@@ -78,10 +83,11 @@ class TorchPruning(Technique):
         module = copy.deepcopy(model.value).eval().requires_grad_(True)
         assert context.data is not None and model.preprocess is not None
         importance = tp.importance.GroupTaylorImportance()
-        last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1:]
+        stay = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1:]
+        stay += [layer for name, layer in module.named_modules() if self.stay and re.search(self.stay, name)]
         pruner = tp.pruner.BasePruner(
             module, example, importance=importance, pruning_ratio=ratio, global_pruning=True,
-            round_to=self.multiple, ignored_layers=last,
+            round_to=self.multiple, ignored_layers=stay,
         )  # fmt: skip
         for batch in context.data.train.batches(25, model.preprocess, self.photographs):
             scores = module(torch.from_numpy(batch.inputs))
@@ -91,18 +97,42 @@ class TorchPruning(Technique):
         return module
 
     def skeleton(self, model: Model, folder: Path, open_model: Any) -> Model:
-        """Return what `apply` made in this process."""
-        return model.become("torch", copy.deepcopy(MADE[(folder / "key").read_text()]))
+        """Return what `apply` made, in this process or in one before."""
+        import torch
+
+        # a pickle, which Penjing has nowhere: torch-pruning has no other form, and it is our own
+        return model.become("torch", torch.load(folder / MODULE, weights_only=False))
+
+    def naive(self) -> None:
+        """Leave it out: what it is compared with is not the direct column."""
 
 
-#: what torch-pruning made in this process
-MADE: dict[str, Any] = {}
+@dataclasses.dataclass(frozen=True)
+class Labels(TrainingOptions, Technique):
+    """Train on labels: Penjing's trainer without a teacher."""
+
+    name = "peer.labels"
+    accepts = frozenset({"torch"})
+    produces = "torch"
+    needs = frozenset({"training", "labels"})
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Return the network, trained."""
+        from penjing_training.loop import train
+
+        return model.become("torch", train(model.value, self, model, context))
+
+    def naive(self) -> None:
+        """Leave it out."""
+
+
+MODULE = "module.pt"
 
 
 @hookimpl
 def penjing_techniques() -> list[type[Technique]]:
     """Bring the peer."""
-    return [TorchPruning]
+    return [TorchPruning, Labels]
 
 
 def shared(name: str) -> Path:
@@ -149,33 +179,46 @@ def cifar(entry: str) -> Callable[[Path, int], Request]:
     return request
 
 
-#: network, and the shares of MACs to keep
-ROWS: dict[str, tuple[Callable[[Path, int], Request], tuple[float, ...]]] = {
-    "MobileNetV2, clothing": (clothing, (0.5, 0.33)),
-    "ResNet-20, CIFAR-10": (cifar("resnet20"), (0.4,)),
-    "ResNet-56, CIFAR-10": (cifar("resnet56"), (0.4,)),
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network, and how it is pruned."""
+
+    make: Callable[[Path, int], Request]
+    #: shares of MACs to keep
+    shares: tuple[float, ...]
+    #: of channels, for both
+    multiple: int
+    #: layers that torch-pruning is told to leave alone, since it raises IndexError where they are not: those whose
+    #: channels reach the shortcuts of slices and zeros
+    stay: str = ""
+
+
+NETWORKS = {
+    "MobileNetV2, clothing": Network(clothing, (0.5, 0.33), 16),
+    "ResNet-20, CIFAR-10": Network(cifar("resnet20"), (0.4,), 4, r"^conv1$|conv2$"),
+    "ResNet-56, CIFAR-10": Network(cifar("resnet56"), (0.4,), 4, r"^conv1$|conv2$"),
 }
 
 
-def recipes(
-    macs: float, multiple: int, epochs: int, int8: bool
-) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+def recipes(macs: float, multiple: int, stay: str, epochs: int) -> dict[str, Steps]:
     """Return the recipes compared, by name: steps with their options."""
+    theirs = ("peer.torch_pruning", {"macs": macs, "multiple": multiple, "stay": f"'{stay}'"})
     ours = ("prune.structured", {"macs": macs, "channel_multiple": multiple, "importance": '"taylor"'})
-    labels = ("distill.logits", {"epochs": epochs, "weight": 0.0})
+    labels = ("peer.labels", {"epochs": epochs})
     teacher = ("distill.logits", {"epochs": epochs})
-    end: list[tuple[str, dict[str, Any]]] = [("onnx.export", {}), ("onnx.simplify", {})]
-    found = {
-        "torch-pruning, labels": [("peer.torch_pruning", {"macs": macs, "multiple": multiple}), labels, *end],
-        "penjing, labels": [ours, labels, *end],
-        "penjing, distillation": [ours, teacher, *end],
+    onnx: Steps = [("onnx.export", {}), ("onnx.simplify", {})]
+    return {
+        "torch-pruning, labels": [theirs, labels, *onnx, RUN],
+        "penjing, labels": [ours, labels, *onnx, RUN],
+        "penjing, distillation": [ours, teacher, *onnx, RUN],
+        "penjing, distillation, INT8": [ours, teacher, *onnx, ("quant.static", {}), RUN],
     }
-    if int8:
-        found["penjing, distillation, INT8"] = [ours, teacher, *end, ("quant.static", {})]
-    return {name: [*steps, ("onnxrt", {})] for name, steps in found.items()}
 
 
-def write_recipe(path: Path, steps: list[tuple[str, dict[str, Any]]]) -> Path:
+RUN: tuple[str, dict[str, Any]] = ("onnxrt", {})
+
+
+def write_recipe(path: Path, steps: Steps) -> Path:
     """Write a recipe file."""
     tables = [
         "\n".join(["[[recipe]]", f'use = "{name}"', *(f"{key} = {value}" for key, value in options.items())])
@@ -192,33 +235,33 @@ def install_peer(folder: Path) -> None:
     sys.path.append(str(folder))
 
 
-def one(
-    request: Request, host: Host, folder: Path, steps: list[tuple[str, dict[str, Any]]], seed: int
-) -> Any:
-    """Carry out a recipe and return the report's optimised column."""
-    folder.mkdir(parents=True)
-    recipe = write_recipe(folder / "recipe.toml", steps)
+def one(request: Request, host: Host, folder: Path, name: str, steps: Steps, seed: int) -> Any:
+    """Carry out a recipe and return the report's columns; steps that were carried out in `folder` are not again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = write_recipe(folder / f"{name.replace(', ', '-')}.toml", steps)
     request = dataclasses.replace(request, recipe=recipe, seed=seed, out=folder / "run")
     return compress(request, host=host)["columns"]
 
 
 def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
-    """Make and measure all models of one network, and print them as they are done."""
-    make, shares = ROWS[name]
-    request = make(folder / "photographs", options.photographs)
+    """Make and measure all models of one network, and print them when each has been made with every seed."""
+    network = NETWORKS[name]
+    request = network.make(folder / "photographs", options.photographs)
     host = Host([sys.modules[__name__]])
-    for macs in (options.macs,) if options.macs else shares:
-        print(f"\n**{name}**, {100 * macs:g} % of the MACs, {options.epochs} epochs, {options.seeds} seeds\n")
+    for macs in (options.macs,) if options.macs else network.shares:
+        wanted = recipes(macs, network.multiple, network.stay, options.epochs)
+        found: dict[str, list[Any]] = {label: [] for label in wanted}
+        for seed in range(options.seeds):
+            for label, steps in wanted.items():
+                found[label].append(one(request, host, folder / f"{macs}-{seed}", label, steps, seed))
+                print(f"seed {seed}: {line(label, found[label][-1:])}", file=sys.stderr, flush=True)
+        test = found[next(iter(wanted))][0][0]["accuracy"]["n"]
+        print(f"\n**{name}**, {macs:.0%} of the MACs, {options.epochs} epochs, n = {test}\n")
         print(
             "| | MACs left % | size % | top-1 % by seed | mean | kept % | speed |\n|---|---|---|---|---|---|---|"
         )
-        multiple = 16 if name.startswith("Mobile") else 4
-        for label, steps in recipes(macs, multiple, options.epochs, options.int8).items():
-            found = [
-                one(request, host, folder / f"{label}-{macs}-{seed}".replace(", ", "-"), steps, seed)
-                for seed in range(options.seeds)
-            ]
-            print(line(label, found), flush=True)
+        for label in wanted:
+            print(line(label, found[label]), flush=True)
 
 
 def line(label: str, found: list[Any]) -> str:
@@ -240,13 +283,12 @@ def line(label: str, found: list[Any]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", choices=list(ROWS), help="one network")
+    parser.add_argument("--only", choices=list(NETWORKS), help="one network")
     parser.add_argument("--macs", type=float, help="one share of MACs to keep, in place of the usual ones")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of training after pruning")
     parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
     parser.add_argument("--photographs", type=int, default=50_000, help="of CIFAR-10 to train on, at most")
-    parser.add_argument("--int8", action="store_true", help="also quantise what distillation made")
-    parser.add_argument("--keep", type=Path, help="an empty folder to leave models and reports in")
+    parser.add_argument("--keep", type=Path, help="folder to leave models and reports in, and to go on from")
     options = parser.parse_args()
     device = this_machine()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("penjing", "torch", "onnxruntime"))
@@ -255,9 +297,9 @@ def main() -> None:
     )
     with TemporaryDirectory() as scratch:
         install_peer(Path(scratch) / "peer")
-        for name in [options.only] if options.only else ROWS:
+        for name in [options.only] if options.only else NETWORKS:
             folder = (options.keep or Path(scratch)) / name.split(",")[0].lower()
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             try:
                 rows(name, options, folder)
             except MissingError as missing:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -169,20 +170,23 @@ class Course:
     def parts(self, step: int) -> Iterator[list[Key]]:
         """Yield the parts in which this process computes its share of a step."""
         epoch, place = divmod(step, self.per_epoch)
-        share = self._order(epoch)[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
+        order = _order(self.photographs, seed_of(self.seed, "order", epoch))
+        share = order[place * self.batch : (place + 1) * self.batch].tolist()[self.rank :: self.world]
         count = min(self.options.accumulate, len(share))
         for part in range(count):
             yield [(epoch, index) for index in share[part::count]]
 
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-        order: list[int] = torch.randperm(self.photographs, generator=generator).tolist()
-        return order
+
+@functools.lru_cache(
+    2
+)  # every step asks for that of its epoch, which is long where there are many photographs
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def load(dataset: Augmented, course: Course, start: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pixels uint8 [N, C, H, W] and labels int64 [N] of every part from step `start` on."""
-    keys: Sequence[list[Key]] = [part for step in range(start, course.steps) for part in course.parts(step)]
+    keys = (part for step in range(start, course.steps) for part in course.parts(step))
     yield from DataLoader(dataset, batch_sampler=keys, num_workers=workers)
 
 

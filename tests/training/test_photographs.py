@@ -13,7 +13,7 @@ from penjing.errors import StepError
 from penjing.photos import read_photo
 from penjing.step import Silent
 from penjing_training import TrainingOptions
-from penjing_training.photographs import Augmented, Batch, Course, Normalise, Pixels, mixed
+from penjing_training.photographs import Augmented, Batch, Course, Normalise, Pixels, load, mixed
 
 PLAIN = TrainingOptions(crop=1.0, flip=False)
 
@@ -119,3 +119,25 @@ def test_mixing_mixes_targets_in_the_same_shares():
     assert torch.allclose(batch.inputs[:, :, 0, 0], batch.targets)
     assert 0 < batch.targets[0, 0] < 1
     assert torch.allclose(batch.targets.sum(1), torch.ones(4))
+
+
+def test_a_million_photographs_are_put_into_order_once_an_epoch_and_not_before_the_first_step(monkeypatch):
+    drawn = []
+
+    def counted(count, **options):
+        drawn.append(count)
+        return randperm(count, **options)
+
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", counted)
+
+    class Counted:
+        def __getitem__(self, key):
+            return torch.tensor(key), 0
+
+    course = Course(1_000_003, TrainingOptions(epochs=3, batch_size=4), seed=5, rank=0, world=1)
+    parts = load(Counted(), course, 249_999, 0)
+    for _ in range(4):
+        next(parts)
+
+    assert len(drawn) == 2  # of the epoch that ends with the first of them, and of the next
