@@ -114,7 +114,7 @@ def points(width: int, multiple: int) -> list[int]:
     """Return the widths at which a layer is timed: multiples, and quarters of the first of them."""
     quarter = max(1, multiple // 4)
     near = [max(1, round(share * width / multiple)) * multiple for share in GRID]
-    return sorted({n for n in (quarter, 2 * quarter, 3 * quarter, *near) if n < width} | {width})
+    return sorted({n for n in (*range(quarter, multiple, quarter), *near) if n < width} | {width})
 
 
 def _interpolated(
