@@ -129,7 +129,7 @@ def variants(bench: Bench, share: float) -> dict[str, dict[str, Any]]:
 def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Prune one network in every way, train and measure all of them, and print them."""
     request = NETWORKS[name].make(folder / "photographs", options.photographs)
-    host = Host([sys.modules["prune"]])
+    host = Host()
     bench = Bench(request, host, folder, plan(request, host=host))
     compared = variants(bench, options.share)
     end: Steps = [
