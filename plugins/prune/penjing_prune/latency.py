@@ -103,6 +103,8 @@ class Latency:
                 continue  # once more, with the same aim: a machine may have been busy
             aim = _aim(tries, share)
         best = min(tries, key=lambda one: abs(one.share / share - 1))
+        while len(best.times) < AGAIN:  # the tries ran out before
+            best.times.append(self._measure(analysis, best.removed))
         self.tries += tries
         self.achieved = best.share
         self.context.progress.end(f"{self.achieved:.1%} of the time, {share:.0%} asked")
