@@ -38,6 +38,7 @@ SIZES = st.lists(st.tuples(st.integers(2, 40), st.integers(1, 4)), min_size=1, m
     st.floats(0, 0.5),
     st.sampled_from(["global", "uniform"]),
     st.sampled_from([0.0, 0.25, 1.0]),
+    st.booleans(),
     st.integers(0, 99),
 )
 def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
@@ -47,15 +48,18 @@ def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
     floor: float,
     ranking: str,
     thrift: float,
+    measured: bool,
     seed: int,
 ) -> None:
     groups, structure, _ = groups_of(sizes)
     sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
     cost = Cost(structure, [Term((side,), product) for side in sides])
-    whole, limits = cost.total, Limits(floor, multiple)
+    whole, limits = cost.total, Limits(floor, multiple, quarters=measured)
     scores = [np.random.default_rng(seed).random(len(g)) for g in groups]
 
-    removed = choose(groups, scores, cost, share * whole, limits, ranking, thrift=thrift)  # type: ignore[arg-type]
+    removed = choose(
+        groups, scores, cost, share * whole, limits, ranking, thrift=thrift, ahead=1 + 2 * measured
+    )  # type: ignore[arg-type]
 
     assert len(set(removed)) == len(removed)
     assert cost.total == pytest.approx(
@@ -68,7 +72,7 @@ def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
         assert left >= max(1, floor * len(group) - 1e-6)
         if gone.any() and left:
             assert score[gone].max() <= score[~gone].min()
-        if group.total % multiple == 0 and group.total > multiple:
+        if group.total % multiple == 0 and group.total > multiple and not measured:
             assert left * group.width % multiple == 0 or group.width % multiple or multiple % group.width
 
 
@@ -90,3 +94,28 @@ def test_layers_keep_to_multiples_and_narrow_ones_to_smaller_ones(
     (group,), _, _ = groups_of([(units, width)])
 
     assert allowed(group, Limits(0.0, multiple)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("units", "width", "wanted"),
+    [(40, 1, [40, 32, 16, 12, 8, 4]), (16, 1, [16, 12, 8, 4]), (3, 5, [3, 2])],
+)
+def test_quarters_of_the_multiple_are_allowed_below_it(units: int, width: int, wanted: list[int]) -> None:
+    (group,), _, _ = groups_of([(units, width)])
+
+    assert allowed(group, Limits(0.1, 16, quarters=True)) == wanted
+
+
+def test_steps_that_save_nothing_by_themselves_go_together_or_not_at_all() -> None:
+    groups, structure, _ = groups_of([(4, 1), (4, 1)])
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+
+    def stairs(counts: object) -> float:
+        return 2.0 * np.ceil(counts[0] / 2)  # type: ignore[index,no-any-return]  # as fast with one as with two
+
+    cost = Cost(structure, [Term((side,), stairs) for side in sides])
+    scores = [np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.1, 1.2, 5.0, 5.0])]
+
+    removed = choose(groups, scores, cost, 6.0, Limits(0.25, 1), "global", thrift=1.0, ahead=2)
+
+    assert sorted(removed) == sorted(groups[1].units[:2].tolist())

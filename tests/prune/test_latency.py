@@ -11,18 +11,25 @@ import numpy as np
 import pytest
 from penjing.device import Device
 from penjing.model import Model
+from penjing.ranks import Ranks
 from penjing.step import Backend, Context
 from penjing.testing import small_context, torch_model
-from penjing_prune.layer_times import FILE, Table
-from penjing_prune.structured import Structured
+from penjing_prune import latency
+from penjing_prune.latency import Try
+from penjing_prune.layer_times import FILE, Table, points
+from penjing_prune.pruning import Pruning
+from penjing_prune.structured import EDITS, Structured
 from torch import nn
+from torch.distributed import HashStore
 
 SECONDS = 2e-7
 
 
 @dataclasses.dataclass(frozen=True)
 class Clockwork(Backend):
-    """Wait so long for each weight of the graph."""
+    """Wait so long for each weight of the graph, and for each channel at its ends."""
+
+    ends: float = 0.0
 
     name = "clockwork"
     accepts = frozenset({"onnx"})
@@ -38,10 +45,12 @@ class Clockwork(Backend):
         import onnx
 
         graph = onnx.load(model.value).graph
-        weights = sum(int(np.prod(w.dims)) for w in graph.initializer if len(w.dims) > 1)
+        weights = [int(np.prod(w.dims)) for w in graph.initializer if len(w.dims) > 1]
+        values = graph.initializer[0].dims[0] + graph.initializer[-1].dims[0]
+        seconds = 5e-5 + SECONDS * sum(weights) + self.ends * values
 
         def session(batch: Any) -> list[Any]:
-            end = time.perf_counter() + 5e-5 + SECONDS * weights
+            end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 pass
             return [batch]
@@ -61,19 +70,99 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
+def foretold(small: nn.Module) -> float:
+    """Return the share of the network's time that Clockwork takes for a smaller one."""
+    weights = [sum(p.numel() for p in m.parameters() if p.ndim > 1) for m in (small, network())]
+    return (5e-5 + SECONDS * weights[0]) / (5e-5 + SECONDS * weights[1])
+
+
 @pytest.mark.slow
-def test_a_share_of_the_latency_is_met_within_five_percent(context: Context) -> None:
+def test_a_share_of_the_latency_is_met_within_five_percent(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.5)
     step = Structured(latency=0.5, channel_multiple=1)
     step.check(context.device, context.backend)
 
     small = step.apply(torch_model(network()), context).value
 
-    weights = [sum(p.numel() for p in m.parameters() if p.ndim > 1) for m in (small, network())]
-    foretold = (5e-5 + SECONDS * weights[0]) / (5e-5 + SECONDS * weights[1])
-    assert foretold == pytest.approx(0.5, abs=0.05)
-    assert context.details["achieved"] == pytest.approx(foretold, abs=0.05)
+    assert foretold(small) == pytest.approx(0.5, abs=0.05)
+    assert context.details["achieved"] == pytest.approx(foretold(small), abs=0.05)
+    assert context.warnings == []
     assert (context.folder / FILE).is_file()
     assert [path.suffix for path in context.folder.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.slow
+def test_a_share_that_the_floor_forbids_is_told_with_the_fastest_there_is(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.3)
+
+    Structured(latency=0.2, channel_multiple=1, floor=0.8).apply(torch_model(network()), context)
+
+    (warning,) = context.warnings
+    assert "the fastest is" in warning
+    assert "80.0% of their channels" in warning
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_times_and_all_prune_alike(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.3)
+    monkeypatch.setattr(Pruning, "_recover", lambda self, number: None)
+    step, store, edits = Structured(latency=0.5, channel_multiple=1, epochs=1), HashStore(), []
+    # one after the other: what the first has told is there when the second asks
+    for rank, backend in enumerate((Clockwork(), Idle())):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        ranks = Ranks(rank, 2, rank, store)
+        here = dataclasses.replace(context, folder=folder, backend=backend, ranks=ranks)
+        step.apply(torch_model(network()), here)
+        edits.append((folder / EDITS).read_text())
+
+    assert edits[0] == edits[1]
+    assert '"rounds": []' not in edits[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Idle(Clockwork):
+    """A backend that must not be asked."""
+
+    def open(self, model: Model, device: Device) -> Any:
+        raise AssertionError("this process has nothing to time")
+
+
+def layer(rows: int, columns: int) -> dict[str, Any]:
+    """Return a convolution of one pixel."""
+    return {
+        "kind": "convolution", "input": [1, columns, 8, 8], "output": [1, rows, 8, 8],
+        "weight": [rows, columns, 1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
+    }  # fmt: skip
+
+
+def test_the_way_into_and_out_of_a_session_is_not_part_of_a_layer(context: Context) -> None:
+    dear = dataclasses.replace(context, backend=Clockwork(ends=2e-5))
+
+    times = [Table(one)._time(layer(24, 40)) for one in (context, dear)]
+
+    assert times == pytest.approx([24 * 40 * SECONDS] * 2, rel=0.25)
+
+
+def test_layers_are_timed_at_multiples_and_at_quarters_of_the_first() -> None:
+    assert points(64, 16) == [4, 8, 12, 16, 32, 48, 64]
+    assert points(24, 16) == [4, 8, 12, 16, 24]
+    assert points(5, 1) == [1, 2, 4, 5]
+
+
+def test_the_next_aim_lies_between_what_was_too_fast_and_too_slow() -> None:
+    slow, fast = Try([1], 0.5, [0.6]), Try([2], 0.3, [0.35])
+
+    assert latency._aim([slow], 0.5) == pytest.approx(0.5 - 0.1 * 0.5 / 0.4)
+    assert latency._aim([fast], 0.5) == pytest.approx(0.3 + 0.7 * 0.15 / 0.65)
+    assert latency._aim([slow, fast], 0.5) == pytest.approx(0.3 + 0.2 * 0.6)
+    assert latency._aim([Try([], 1.0, [1.1])], 0.5) == pytest.approx(0.4)
 
 
 def test_layers_that_were_timed_in_another_step_of_the_run_are_not_timed_again(context: Context) -> None:

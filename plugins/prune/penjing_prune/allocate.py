@@ -16,6 +16,8 @@ from penjing_prune.importance import Scores
 from penjing_prune.labels import Ids
 
 Ranking = Literal["global", "uniform"]
+#: share of a measured cost that a step has to save: less is noise
+LEAST = 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +28,29 @@ class Limits:
     multiple: int
     #: channels that layers had in the beginning, by name, where some went before
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    #: below the multiple, quarters of it are allowed too: where the cost is measured, it tells what they are worth
+    quarters: bool = False
 
 
 def allowed(group: Group, limits: Limits) -> list[int]:
     """Return how many units may be left of a group, from all of them downwards.
 
     A layer of as many channels as the multiple or more keeps to it; a narrower one keeps to half of it, or a
-    quarter, and so on, until there are two such parts.
+    quarter, and so on, until there are two such parts. With `quarters` any layer may go on below the multiple.
     """
     grown = limits.widths.get(group.name, group.total) / group.total
     least = min(len(group), max(1, math.ceil(limits.floor * grown * len(group) - 1e-9)))
     multiple = max(1, limits.multiple)
+    if limits.quarters:
+        quarter = max(1, multiple // 4)
+        fine = [
+            left
+            for left in range(len(group) - 1, least - 1, -1)
+            for channels in [group.total - (len(group) - left) * group.width]
+            if channels % (multiple if channels > multiple else quarter) == 0
+        ]
+        if fine:
+            return [len(group), *fine]
     while multiple > 1 and group.total < multiple:
         multiple = _half(multiple)
     if multiple < max(1, limits.multiple):  # a narrow layer
@@ -67,12 +81,14 @@ def choose(
     ranking: Ranking,
     *,
     thrift: float = 0.0,
+    ahead: int = 1,
 ) -> list[int]:
     """Return the units to remove so that `cost` comes as near to `target` as these steps allow.
 
     "global" removes the step of least mean importance first, divided by what a unit saves to the power of `thrift`:
-    1 is importance for what it saves, 0 importance alone. "uniform" removes the same share of every group. `cost` is
-    left with these units removed.
+    1 is importance for what it saves, 0 importance alone. With `ahead` steps of a group are weighed together, so that
+    one that saves little by itself may go for the sake of those behind it, and one that saves nothing does not go.
+    "uniform" removes the same share of every group. `cost` is left with these units removed.
     """
     orders = [
         group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)
@@ -80,55 +96,96 @@ def choose(
     steps = [allowed(group, limits) for group in groups]
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)
-    return _greedy(groups, orders, [np.sort(s) for s in scores], steps, cost, target, thrift)
+    return _Greedy(orders, [np.sort(s) for s in scores], steps, cost, target, thrift, ahead).run()
 
 
-def _greedy(
-    groups: Sequence[Group],
-    orders: Sequence[Ids],
-    scores: Sequence[Scores],
-    steps: Sequence[list[int]],
-    cost: Cost,
-    target: float,
-    thrift: float,
-) -> list[int]:
-    at = [0] * len(groups)
-    removed: list[int] = []
+class _Greedy:
+    """Steps taken one after another, the cheapest in importance for what it saves first."""
 
-    def chunk(i: int) -> slice | None:
-        if at[i] + 1 >= len(steps[i]):
+    def __init__(
+        self,
+        orders: Sequence[Ids],
+        scores: Sequence[Scores],
+        steps: Sequence[list[int]],
+        cost: Cost,
+        target: float,
+        thrift: float,
+        ahead: int,
+    ) -> None:
+        self.orders, self.scores, self.steps = orders, scores, steps
+        self.cost, self.target, self.thrift, self.ahead = cost, target, thrift, ahead
+        self.at = [0] * len(steps)
+        self.removed: list[int] = []
+
+    def run(self) -> list[int]:
+        """Return the units to remove."""
+        heap = [entry for i in range(len(self.steps)) if (entry := self._cheapest(i)) is not None]
+        heapq.heapify(heap)
+        closed: list[int] = []
+        while heap and self.cost.total > self.target:
+            price, i, further = heapq.heappop(heap)
+            if self.ahead > 1:  # what it saves has changed with the layers beside it
+                now = self._cheapest(i)
+                if now is not None and heap and now[0] > max(price, heap[0][0]):
+                    heapq.heappush(heap, now)
+                    continue
+                if now is None:
+                    continue
+                _, i, further = now
+            while further and self.cost.without(self._units(i, further)) < self.target:
+                further -= 1
+            if not further:
+                closed.append(i)
+                continue
+            self._take(i, further)
+            if (entry := self._cheapest(i)) is not None:
+                heapq.heappush(heap, entry)
+        self._nearest(closed)
+        return self.removed
+
+    def _part(self, i: int, further: int) -> slice | None:
+        """Return which units of a group go with its next steps, least important first; None where it has no more."""
+        steps, at = self.steps[i], self.at[i]
+        if at + further >= len(steps):
             return None
-        return slice(len(groups[i]) - steps[i][at[i]], len(groups[i]) - steps[i][at[i] + 1])
+        return slice(steps[0] - steps[at], steps[0] - steps[at + further])
 
-    def price(i: int, part: slice) -> float:
-        mean = float(scores[i][part].mean())
-        if not thrift:
+    def _units(self, i: int, further: int) -> list[int]:
+        part = self._part(i, further)
+        return [] if part is None else self.orders[i][part].tolist()
+
+    def _cheapest(self, i: int) -> tuple[float, int, int] | None:
+        """Return the least price of the next steps of a group, the group, and how many steps that is."""
+        prices = []
+        for further in range(1, self.ahead + 1):
+            part = self._part(i, further)
+            if part is None:
+                break
+            prices.append((self._price(i, part), i, further))
+        found = min(prices, default=None)
+        return None if found is None or found[0] == math.inf else found
+
+    def _price(self, i: int, part: slice) -> float:
+        mean = float(self.scores[i][part].mean())
+        if not self.thrift:
             return mean
-        units = orders[i][part].tolist()
-        saved = (cost.total - cost.without(units)) / len(units)
-        return float(mean / max(saved, 1e-30) ** thrift)
+        units = self.orders[i][part].tolist()
+        saved = (self.cost.total - self.cost.without(units)) / len(units)
+        if self.ahead > 1 and saved <= LEAST * self.cost.total / len(units):
+            return math.inf
+        return float(mean / max(saved, 1e-30) ** self.thrift)
 
-    heap = [(price(i, part), i) for i in range(len(groups)) if (part := chunk(i)) is not None]
-    heapq.heapify(heap)
-    closed: list[int] = []
-    while heap and cost.total > target:
-        _, i = heapq.heappop(heap)
-        part = chunk(i)
-        assert part is not None
-        units = orders[i][part].tolist()
-        if cost.without(units) < target:
-            closed.append(i)
-            continue
-        cost.remove(units)
-        removed += units
-        at[i] += 1
-        if (further := chunk(i)) is not None:
-            heapq.heappush(heap, (price(i, further), i))
-    last = [(target - cost.without(u), u) for i in closed if (p := chunk(i)) and (u := orders[i][p].tolist())]
-    if last and 0 < min(last)[0] < cost.total - target:
-        cost.remove(min(last)[1])
-        removed += min(last)[1]
-    return removed
+    def _take(self, i: int, further: int) -> None:
+        units = self._units(i, further)
+        self.cost.remove(units)
+        self.removed += units
+        self.at[i] += further
+
+    def _nearest(self, closed: Sequence[int]) -> None:
+        """Take one more step, of those that would leave too little, where that comes nearer."""
+        last = [(self.target - self.cost.without(units), i) for i in closed if (units := self._units(i, 1))]
+        if last and 0 < min(last)[0] < self.cost.total - self.target:
+            self._take(min(last)[1], 1)
 
 
 def _uniform(

@@ -23,7 +23,8 @@ Criterion = Literal["l1", "l2", "taylor", "batchnorm", "activation"]
 #: how much of what a unit saves counts beside its importance (`allocate.choose`). Importances that are divided by their
 #: group's mean know nothing of layers; Taylor's compare layers, and one that costs more may lose more. Chosen by the
 #: answers of MobileNetV2 at half its multiply-accumulates, batch norms estimated anew and nothing trained
-#: (one seed, and photographs that the network had been trained on: a choice, not a result)
+#: (one seed, and photographs that the network had been trained on: a choice, not a result). Of time as of MACs: at half
+#: the table's time of ResNet-20 0.5 was better than 0 and 1, after one short epoch, on photographs it had not seen
 THRIFT: Mapping[str, float] = {"taylor": 0.5}
 Scores = npt.NDArray[np.float64]
 Tensors = Mapping[str, torch.Tensor]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +29,26 @@ if TYPE_CHECKING:
     from penjing.model import Model
     from penjing.step import Context, Session
 
-#: how near the measured share has to come, and how often the allocation is corrected for it
-NEAR, CORRECTIONS = 0.05, 6
-#: seconds for timing a pruned network beside the original, once to correct by
-SECONDS = 6.0
+#: how near the measured share has to come, and how many networks are timed for it at most
+NEAR, TRIES = 0.05, 8
+#: seconds for timing a pruned network beside the original, and how often the one that is taken is timed
+SECONDS, AGAIN = 6.0, 2
+#: steps of channels that are weighed together: kernels do not get faster at each of them
+AHEAD = 3
+
+
+@dataclasses.dataclass
+class Try:
+    """A network that was timed: the units it lacks, its share of the time by the table, and as measured each time."""
+
+    removed: list[int]
+    foretold: float
+    times: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Return the share of the original's time that it takes."""
+        return statistics.median(self.times)
 
 
 class Latency:
@@ -43,8 +61,9 @@ class Latency:
         self.module = copy.deepcopy(module)
         self.table = Table(context)
         self.achieved = 1.0
-        self.tries: list[tuple[float, float]] = []
+        self.tries: list[Try] = []
         self._whole: float | None = None
+        self._original: Session | None = None
 
     def choose(
         self,
@@ -61,43 +80,42 @@ class Latency:
         The table of layers suggests an allocation, the network it makes is timed beside the original, and the
         aim is corrected by what that missed.
         """
+        limits = dataclasses.replace(limits, quarters=True)
         terms = self._terms(analysis, limits.multiple)
         self._whole = self._whole or Cost(analysis.structure, terms).total
-        aim, best = share, (float("inf"), [0], 1.0)
-        seen: dict[tuple[int, ...], float] = {}
-        self.context.progress.begin("correcting by measured time", CORRECTIONS)
-        low, high = 0.0, 1.0  # shares of the table's time known to be too fast, and too slow
-        for _ in range(CORRECTIONS):
+        tries: list[Try] = []
+        aim = share
+        self.context.progress.begin("correcting by measured time", TRIES)
+        for _ in range(TRIES):
             cost = Cost(analysis.structure, terms)
-            removed = choose(groups, scores, cost, aim * self._whole, limits, ranking, thrift=thrift)
-            key = tuple(sorted(removed))
-            if key not in seen:
-                seen[key] = self._measure(analysis, removed)
-                self.tries.append((cost.total / self._whole, seen[key]))
-            miss = abs(seen[key] / share - 1)
-            if miss < best[0]:
-                best = (miss, removed, seen[key])
-            self.context.progress.advance()
-            if miss <= NEAR / 2:
-                break
-            if seen[key] < share:
-                low = max(low, aim)
-            else:
-                high = min(high, aim)
-            further = aim * share / seen[key]
-            aim = further if low < further < high else (low + high) / 2
-        self.achieved = best[2]
-        self.context.progress.end(f"{self.achieved:.1%} of the time, {share:.0%} asked")
-        if best[0] > NEAR:
-            self.context.warn(
-                f"Asked for {share:.0%} of the latency, and got {self.achieved:.1%}: no step of channels comes nearer."
+            removed = choose(
+                groups, scores, cost, aim * self._whole, limits, ranking, thrift=thrift, ahead=AHEAD
             )
-        return best[1]
+            here = next((one for one in tries if set(one.removed) == set(removed)), None)
+            if here is None:
+                here = Try(removed, cost.total / self._whole)
+                tries.append(here)
+            here.times.append(self._measure(analysis, here.removed))
+            self.context.progress.advance()
+            if abs(here.share / share - 1) <= NEAR / 2:
+                if len(here.times) >= AGAIN:
+                    break
+                continue  # once more, with the same aim: a machine may have been busy
+            aim = _aim(tries, share)
+        best = min(tries, key=lambda one: abs(one.share / share - 1))
+        while len(best.times) < AGAIN:  # the tries ran out before
+            best.times.append(self._measure(analysis, best.removed))
+        self.tries += tries
+        self.achieved = best.share
+        self.context.progress.end(f"{self.achieved:.1%} of the time, {share:.0%} asked")
+        if abs(best.share / share - 1) > NEAR:
+            self.context.warn(_missed(tries, share, limits))
+        return best.removed
 
     def details(self) -> dict[str, Any]:
         """Return what the report tells: shares that the table foretold and those measured, and the table's size."""
         return {
-            "foretold_and_measured": [list(pair) for pair in self.tries],
+            "foretold_and_measured": [[one.foretold, *one.times] for one in self.tries],
             "layers_timed": len(self.table),
         }
 
@@ -116,24 +134,61 @@ class Latency:
         """Return the time of the network without these units, as a share of the original's."""
         pruned = copy.deepcopy(analysis.module)
         apply(pruned, analysis.edit(removed))
-        with TemporaryDirectory(dir=self.context.folder) as folder:
-            sessions = {
-                "original": self._session(self.module, Path(folder) / "original.onnx"),
-                "pruned": self._session(pruned, Path(folder) / "pruned.onnx"),
-            }
-            timing = measure.interleave(
-                sessions,
-                self.example[0].numpy(),
-                threads=self.context.backend.threads,
-                seconds=SECONDS,
-                progress=Silent(),
-            )
+        if self._original is None:
+            self._original = self._session(self.module)
+        timing = measure.interleave(
+            {"original": self._original, "pruned": self._session(pruned)},
+            self.example[0].numpy(),
+            threads=self.context.backend.threads,
+            seconds=SECONDS,
+            progress=Silent(),
+        )
         return 1 / float(timing.record("pruned")["speedup"])
 
-    def _session(self, module: nn.Module, path: Path) -> Session:
-        export(module, self.example, path, min(self.context.device.max_opset, 18))
-        model = self.model.become("onnx", path, fingerprint=digest(path.read_bytes()))
-        return self.context.backend.open(model, self.context.device)
+    def _session(self, module: nn.Module) -> Session:
+        with TemporaryDirectory(dir=self.context.folder) as folder:
+            path = Path(folder) / "model.onnx"
+            export(module, self.example, path, min(self.context.device.max_opset, 18))
+            model = self.model.become("onnx", path, fingerprint=digest(path.read_bytes()))
+            return self.context.backend.open(model, self.context.device)
+
+
+def _aim(tries: Sequence[Try], share: float) -> float:
+    """Return the share of the table's time to ask for next, between those that were too fast and too slow.
+
+    The original takes all of its time, and the table foretells that; layers it does not know make a straight line
+    of what is between.
+    """
+    slow = min(
+        [(one.share, one.foretold) for one in tries if one.share > share] + [(1.0, 1.0)],
+        key=lambda pair: pair[0],
+    )
+    fast = max([(one.share, one.foretold) for one in tries if one.share <= share], default=None)
+    if fast is None:
+        last, foretold = tries[-1].share, tries[-1].foretold
+        slope = (1 - foretold) / (1 - last) if last < 1 and foretold < 1 else 1.0
+        return max(0.0, foretold + (share - last) * slope)
+    low, high = min(fast[1], slow[1]), max(fast[1], slow[1])
+    part = (share - fast[0]) / max(slow[0] - fast[0], 1e-9)
+    # away from both ends, which are known, and further from them the more has been tried in vain
+    edge = min(0.5, 0.1 * len(tries))
+    return low + (high - low) * min(max(part, edge), 1 - edge)
+
+
+def _missed(tries: Sequence[Try], share: float, limits: Limits) -> str:
+    """Say what came nearest to a share that was not met, and what is in the way."""
+    slow = min((one.share for one in tries if one.share > share), default=1.0)
+    fast = max((one.share for one in tries if one.share <= share), default=None)
+    rule = f"in multiples of {limits.multiple}, and quarters of that below it"
+    if fast is None:
+        return (
+            f"Asked for {share:.0%} of the latency, and the fastest is {slow:.1%}: layers keep {limits.floor:.1%} of "
+            f"their channels {rule}, and what remains would not be faster with fewer, or stays as it is."
+        )
+    return (
+        f"Asked for {share:.0%} of the latency, and nothing lies between {fast:.1%} and {slow:.1%}, as measured: "
+        f"channels go {rule}."
+    )
 
 
 def export(module: nn.Module, example: tuple[torch.Tensor, ...], path: Path, opset: int = 18) -> None:

@@ -1,9 +1,13 @@
-"""Times of single layers on the device, measured once: what removing channels from each of them saves."""
+"""Times of single layers on the device, measured once: what removing channels from each of them saves.
+
+A runtime may keep tensors in a layout of its own between layers, and a layer on its own pays for the way there and
+back. A convolution is therefore timed between two passes (depthwise convolutions of one pixel), less what two passes
+take by themselves.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 FILE = "layer-times.json"
 #: shares of a layer's channels at which it is timed; between them times are interpolated
 GRID = (0.25, 0.5, 0.75, 1.0)
-#: seconds and runs for one time
-SECONDS, LEAST, MOST = 0.03, 7, 60
+#: seconds and runs for one time; of these the lower quartile counts: what else the machine does only adds
+SECONDS, LEAST, MOST = 0.03, 9, 60
+#: how layers are timed, so that times measured in another way are not taken for these
+METHOD = 2
 
 
 class Table:
@@ -35,6 +41,7 @@ class Table:
     def __init__(self, context: Context) -> None:
         self.context = context
         facts = [
+            METHOD,
             context.backend.name,
             context.backend.threads,
             context.backend.resources(context.device, context.backend),
@@ -44,7 +51,6 @@ class Table:
         self.seconds: dict[str, float] = {}
         for path in sorted(context.folder.parent.glob(f"prune.structured-*/{FILE}")):
             self.seconds.update(_read(path, self.key))
-        self._idle: float | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -59,36 +65,43 @@ class Table:
         about = dict(product.details)
         flags = about["sides"]
         shape = list(about["weight"])
-        axes = [_points(shape[d], multiple) if flags[d] else [shape[d]] for d in (0, 1)]
-        times = np.array([[self._time(about, rows, columns) for columns in axes[1]] for rows in axes[0]])
+        axes = [points(shape[d], multiple) if flags[d] else [shape[d]] for d in (0, 1)]
+        layers = [[_layer(about, product.output, rows, columns) for columns in axes[1]] for rows in axes[0]]
+        times = np.array([[self._time(layer) for layer in line] for line in layers])
         return Term(product.sides, _interpolated(axes, times, flags))
 
-    def _time(self, about: dict[str, Any], rows: int, columns: int) -> float:
-        layer = _layer(about, rows, columns)
+    def _time(self, layer: dict[str, Any]) -> float:
         name = json.dumps(layer, sort_keys=True)
         if name not in self.seconds:
-            self.seconds[name] = max(self._measured(layer) - self._overhead(), 1e-8)
+            if layer["kind"] == "linear":
+                own = self._measured([layer]) - self._passing([1, 1, 1, 1])
+            else:
+                ends = [layer["input"], layer["output"]]
+                chain = [_pass(ends[0]), layer, _pass(ends[1])]
+                own = self._measured(chain) - sum(self._passing(end) for end in ends) / 2
+            self.seconds[name] = max(own, 1e-8)
         return self.seconds[name]
 
-    def _overhead(self) -> float:
-        """Return what a session takes that does nothing."""
-        if self._idle is None:
-            self._idle = self._measured({"kind": "identity", "input": [1, 1, 1, 1]})
-        return self._idle
+    def _passing(self, shape: list[int]) -> float:
+        """Return what a session takes with two passes over a tensor of this shape."""
+        name = json.dumps({"kind": "passes", "input": shape})
+        if name not in self.seconds:
+            self.seconds[name] = self._measured([_pass(shape), _pass(shape)])
+        return self.seconds[name]
 
-    def _measured(self, layer: dict[str, Any]) -> float:
+    def _measured(self, layers: list[dict[str, Any]]) -> float:
         import onnx
 
         with TemporaryDirectory(dir=self.context.folder) as folder:
             path = Path(folder) / "layer.onnx"
-            onnx.save(_graph(layer), str(path))
-            shape = tuple(layer["input"])
-            model = Model("onnx", path, "layer", digest(json.dumps(layer)), (Tensor("x", shape),))
+            onnx.save(_graph(layers), str(path))
+            shape = tuple(layers[0]["input"])
+            model = Model("onnx", path, "layer", digest(json.dumps(layers)), (Tensor("x", shape),))
             session = self.context.backend.open(model, self.context.device)
             batch = np.random.default_rng(0).random(shape, np.float32)
             one = min(_once(session, batch) for _ in range(3))
             count = int(max(LEAST, min(MOST, SECONDS / max(one, 1e-7))))
-            return statistics.median(_once(session, batch) for _ in range(count))
+            return float(np.quantile([_once(session, batch) for _ in range(count)], 0.25))
 
 
 def _once(session: Any, batch: Any) -> float:
@@ -97,12 +110,11 @@ def _once(session: Any, batch: Any) -> float:
     return time.perf_counter() - start
 
 
-def _points(width: int, multiple: int) -> list[int]:
-    """Return the widths at which a layer is timed: multiples, as far as they differ."""
-    step = max(1, multiple if width >= 2 * multiple else 1)
-    return sorted(
-        {min(width, max(1, round(share * width / step) * step or step)) for share in GRID} | {width}
-    )
+def points(width: int, multiple: int) -> list[int]:
+    """Return the widths at which a layer is timed: multiples, and quarters of the first of them."""
+    quarter = max(1, multiple // 4)
+    near = [max(1, round(share * width / multiple)) * multiple for share in GRID]
+    return sorted({n for n in (*range(quarter, multiple, quarter), *near) if n < width} | {width})
 
 
 def _interpolated(
@@ -120,7 +132,7 @@ def _interpolated(
     return value
 
 
-def _layer(about: dict[str, Any], rows: int, columns: int) -> dict[str, Any]:
+def _layer(about: dict[str, Any], output: Sequence[int], rows: int, columns: int) -> dict[str, Any]:
     """Return a layer with so many indices left along the first two dimensions of its weight, as JSON values."""
     if about["kind"] == "linear":
         return {"kind": "linear", "input": [about["rows"], columns], "weight": [columns, rows]}
@@ -129,10 +141,11 @@ def _layer(about: dict[str, Any], rows: int, columns: int) -> dict[str, Any]:
     inside = first // groups if transposed else second
     if groups > 1 and groups >= inside:  # whole groups go, as `products._grouped` has it
         groups = max(1, rows * groups // first)
-    channels = rows if transposed else columns * groups
+    taken, made = (rows, columns * groups) if transposed else (columns * groups, rows)
     return {
         "kind": "transposed" if transposed else "convolution",
-        "input": [about["input"][0], channels, *about["input"][2:]],
+        "input": [about["input"][0], taken, *about["input"][2:]],
+        "output": [output[0], made, *output[2:]],
         "weight": [rows, columns, *kernel],
         "stride": list(about["stride"]),
         "padding": list(about["padding"]),
@@ -141,31 +154,47 @@ def _layer(about: dict[str, Any], rows: int, columns: int) -> dict[str, Any]:
     }
 
 
-def _graph(layer: dict[str, Any]) -> onnx.ModelProto:
-    """Return a layer as an ONNX graph with random weights."""
+def _pass(shape: list[int]) -> dict[str, Any]:
+    """Return a depthwise convolution that looks at one pixel."""
+    ones = [1] * len(shape[2:])
+    return {
+        "kind": "convolution",
+        "input": shape,
+        "weight": [shape[1], 1, *ones],
+        "stride": ones,
+        "padding": [0] * len(ones),
+        "dilation": ones,
+        "groups": shape[1],
+    }
+
+
+def _graph(layers: Sequence[dict[str, Any]]) -> onnx.ModelProto:
+    """Return layers, each reading what the one before puts out, as an ONNX graph with random weights."""
     from onnx import TensorProto, helper, numpy_helper
 
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, layer["input"])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    weights = []
-    if layer["kind"] == "identity":
-        node = helper.make_node("Relu", ["x"], ["y"])
-    else:
-        values = np.random.default_rng(0).standard_normal(layer["weight"]).astype(np.float32)
-        weights = [numpy_helper.from_array(values, "w")]
+    random = np.random.default_rng(0)
+    nodes, weights = [], []
+    for number, layer in enumerate(layers):
+        values = random.standard_normal(layer["weight"]).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{number}"))
+        reads, makes = [f"x{number}", f"w{number}"], [f"x{number + 1}"]
         if layer["kind"] == "linear":
-            node = helper.make_node("Gemm", ["x", "w"], ["y"])
-        else:
-            node = helper.make_node(
+            nodes.append(helper.make_node("Gemm", reads, makes))
+            continue
+        nodes.append(
+            helper.make_node(
                 "ConvTranspose" if layer["kind"] == "transposed" else "Conv",
-                ["x", "w"],
-                ["y"],
+                reads,
+                makes,
                 strides=layer["stride"],
                 pads=layer["padding"] * 2,
                 dilations=layer["dilation"],
                 group=layer["groups"],
             )
-    graph = helper.make_graph([node], "layer", inputs, outputs, weights)
+        )
+    first = helper.make_tensor_value_info("x0", TensorProto.FLOAT, layers[0]["input"])
+    last = helper.make_tensor_value_info(f"x{len(layers)}", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "layer", [first], [last], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = min(model.ir_version, 10)
     result: onnx.ModelProto = model

@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from penjing_prune.comparison import TOLERANCE
 from penjing_prune.cost import Cost, macs, parameters
 from penjing_prune.groups import Alone
 from penjing_prune.guard import Analysis, analyse
-from penjing_prune.importance import THRIFT, rank
+from penjing_prune.importance import THRIFT, Scores, rank
 from penjing_prune.latency import Latency
 from penjing_prune.structured import EDITS, Structured
 from penjing_prune.surgery import VERSION, Edit, apply
@@ -45,6 +46,7 @@ class Pruning:
         self.edits: list[Edit] = []
         self.alone: list[Alone] = []
         self.latency: Latency | None = None
+        self.scores: list[Scores] | None = None
         self.worst = 0.0
         multiple = step.channel_multiple or context.device.channel_multiple
         self.limits = Limits(step.floor, multiple)
@@ -97,22 +99,11 @@ class Pruning:
 
     def _shrink(self, analysis: Analysis, what: str, share: float, costs: dict[str, float]) -> None:
         """Remove channels until `share` of what the original costs is left."""
-        scores = rank(self.step.importance, self.module, analysis.structure, self._batches())
+        self.scores = None
         barred: set[int] = set()
-        thrift = THRIFT.get(self.step.importance, 0.0)
         for _ in range(ATTEMPTS):
-            groups = [g for i, g in enumerate(analysis.structure.groups) if i not in barred]
-            ranked = [s for i, s in enumerate(scores) if i not in barred]
-            if self.latency is not None:
-                removed = self.latency.choose(
-                    analysis, groups, ranked, share, self.limits, self.step.ranking, thrift
-                )
-            else:
-                terms = macs if what == "macs" else parameters
-                cost = Cost(analysis.structure, terms(analysis.structure))
-                removed = choose(
-                    groups, ranked, cost, share * costs[what], self.limits, self.step.ranking, thrift=thrift
-                )
+            # times differ from process to process, and sums of gradients by their last bits
+            removed = self._agree(partial(self._removed, analysis, what, share, costs, barred))
             edit = analysis.edit(removed)
             faults = self._faults(analysis, edit, removed)
             if not faults:
@@ -124,6 +115,32 @@ class Pruning:
             "The pruned network does not compute what the masked one does.",
             hint="This should not happen: please report the network.",
         )
+
+    def _removed(
+        self, analysis: Analysis, what: str, share: float, costs: dict[str, float], barred: set[int]
+    ) -> list[int]:
+        """Return the units to remove, of groups that are not barred."""
+        if self.scores is None:
+            self.scores = rank(self.step.importance, self.module, analysis.structure, self._batches())
+        groups = [g for i, g in enumerate(analysis.structure.groups) if i not in barred]
+        scores = [s for i, s in enumerate(self.scores) if i not in barred]
+        thrift = THRIFT.get(self.step.importance, 0.0)
+        if self.latency is not None:
+            return self.latency.choose(
+                analysis, groups, scores, share, self.limits, self.step.ranking, thrift
+            )
+        cost = Cost(analysis.structure, (macs if what == "macs" else parameters)(analysis.structure))
+        return choose(
+            groups, scores, cost, share * costs[what], self.limits, self.step.ranking, thrift=thrift
+        )
+
+    def _agree(self, choose: Callable[[], list[int]]) -> list[int]:
+        """Return what rank 0 chooses, where several processes take part: they do where the step trains."""
+        ranks = self.context.ranks
+        if not self.step.epochs:
+            return choose()
+        found: list[int] = ranks.tell(choose() if ranks.first else None)
+        return found
 
     def _faults(self, analysis: Analysis, edit: Edit, removed: list[int]) -> set[int]:
         """Prove a removal; return the groups at fault where it is not exact."""
