@@ -46,7 +46,7 @@ from torch.utils._pytree import tree_leaves
 #: networks for classification, and the side of the smallest image that is worth trying
 CLASSIFIERS = {
     "resnet18": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64, "regnet_x_400mf": 64,
-    "regnet_y_400mf": 64, "densenet121": 64, "googlenet": 96, "inception_v3": 96, "mobilenet_v2": 64,
+    "regnet_y_400mf": 64, "densenet121": 64, "googlenet": 96, "inception_v3": 299, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "mnasnet0_5": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64,
     "efficientnet_b0": 64, "efficientnet_v2_s": 64, "convnext_tiny": 64, "vgg11": 64, "alexnet": 64,
     "vit_b_32": 224, "swin_t": 112, "swin_v2_t": 128, "maxvit_t": 224,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError
 
+from penjing_torch.settle import unmasked
 from penjing_torch.sources import first_line
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: keys under which training scripts keep the weights in a checkpoint
 WRAPPERS = ("state_dict", "model_state_dict", "model")
+#: what DistributedDataParallel and torch.compile put before each name, maybe both, in either order
+PREFIXES = ("module.", "_orig_mod.", "module.")
 #: how much larger than its file an archive may become
 EXPANSION = 4
 
@@ -126,7 +129,7 @@ def _what_was_refused(error: Exception) -> str:
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict in a checkpoint, without the prefix that DataParallel puts before each name."""
+    """Return the state dict in a checkpoint by the names of the network as it was written: no prefixes, no masks."""
     import torch
 
     for _ in WRAPPERS:  # a wrapper may hold a wrapper, but not without end
@@ -145,9 +148,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
             )
         if value.is_quantized:
             raise InputError(f"{path}: {key} is quantised already.", hint="Pass the float weights.")
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return unmasked(dict(content))
 
 
 def _a(value: Any) -> str:

@@ -189,11 +189,13 @@ def test_a_missing_file_or_module_is_named():
     assert open_torch("resnet50") is None
 
 
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "model_state_dict", "module."])
+@pytest.mark.parametrize(
+    "wrap", [None, "state_dict", "model", "model_state_dict", "module.", "_orig_mod.", "module._orig_mod."]
+)
 def test_checkpoints_are_unwrapped(factory, state, tmp_path, wrap):
     state["5.bias"] += 1
-    if wrap == "module.":
-        content = {f"module.{key}": value for key, value in state.items()}
+    if wrap and wrap.endswith("."):
+        content = {f"{wrap}{key}": value for key, value in state.items()}
     else:
         content = {wrap: state, "epoch": 3} if wrap else state
     torch.save(content, tmp_path / "w.pth")

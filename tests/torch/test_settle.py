@@ -1,0 +1,84 @@
+"""Networks whose weights are computed by hooks: masked ones, and those with norms of weights."""
+
+import pytest
+import torch
+from penjing.preprocess import Preprocess
+from penjing_torch import penjing_open
+from penjing_torch.settle import settled, unmasked
+from torch import nn
+from torch.nn.utils import prune
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    ).eval()
+
+
+def masked():
+    module = network()
+    prune.ln_structured(module[0], "weight", amount=0.5, n=2, dim=0)
+    prune.l1_unstructured(module[2], "weight", amount=0.3)
+    prune.random_unstructured(module[5], "bias", amount=1)
+    return module
+
+
+def normed():
+    module = network()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(module[0])
+    nn.utils.spectral_norm(module[5])
+    return module.eval()
+
+
+@pytest.mark.parametrize("make", [network, masked, normed])
+def test_a_copy_computes_the_same_by_parameters_of_their_own_names_and_the_network_stays_as_it_is(make):
+    module, images = make(), torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        expected = module(images)
+    names = list(module.state_dict())
+
+    copied = settled(module)
+
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images), expected)
+        torch.testing.assert_close(module(images), expected)
+    assert sorted(copied.state_dict()) == sorted(network().state_dict())
+    assert all(parameter.is_leaf for parameter in copied.parameters())
+    assert list(module.state_dict()) == names
+
+
+def test_a_masked_network_opens_from_its_source(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(
+        "from torch import nn\nfrom torch.nn.utils import prune\ndef masked():\n"
+        "    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))\n"
+        '    prune.ln_structured(module[0], "weight", amount=0.5, n=2, dim=0)\n'
+        "    return module\n"
+    )
+    model = penjing_open(f"{path}:masked", None, Preprocess(crop=8))
+
+    assert sorted(model.value.state_dict()) == ["0.bias", "0.weight", "3.bias", "3.weight"]
+    assert int((model.value[0].weight == 0).all((1, 2, 3)).sum()) == 4
+
+
+def test_weights_that_were_saved_with_their_masks_fit_the_plain_network():
+    module = masked()
+    weights = unmasked(module.state_dict())
+    plain = network()
+    plain.load_state_dict(weights)
+
+    images = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(plain(images), module(images))
+
+
+def test_a_parameter_that_is_merely_called_so_stays():
+    weights = {"a_orig": torch.ones(2), "b_mask": torch.ones(2)}
+    assert unmasked(weights) == weights
