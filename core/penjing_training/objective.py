@@ -101,6 +101,11 @@ class Distil(Objective):
         self.teacher.begin(model, example)
         with torch.no_grad():
             mine, wanted = as_tuple(network(example)), self.teacher(example)
+        if any(bool(output.isnan().any()) for output in wanted):
+            raise StepError(
+                f"The teacher, {self.teacher.model.source}, puts out NaN.",
+                hint="Its weights are damaged, or lie in a precision that it overflows.",
+            )
         shapes = [[list(output.shape[1:]) for output in found] for found in (mine, wanted)]
         if shapes[0][: len(wanted)] != shapes[1]:
             raise StepError(

@@ -159,3 +159,12 @@ def test_labels_for_an_output_that_is_no_score_of_classes_are_refused():
 def test_a_teacher_that_is_an_onnx_file_is_refused(kit):
     with pytest.raises(StepError, match="only a PyTorch network can teach"):
         Distil(dataclasses.replace(kit.as_model(kit.network()), form="onnx"))
+
+
+def test_a_teacher_that_is_broken_is_told_before_training(kit):
+    teacher, network = kit.network(1), kit.network()
+    with torch.no_grad():
+        next(teacher.parameters()).fill_(float("nan"))
+
+    with pytest.raises(StepError, match=r"teacher, .* puts out NaN"):
+        Distil(kit.as_model(teacher)).begin(network, kit.as_model(network), torch.zeros(2, 3, 16, 16))
