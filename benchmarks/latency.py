@@ -97,12 +97,12 @@ def as_fast(bench: Bench, original: Session, wanted: Session, multiple: int) -> 
     for _ in range(BISECTIONS):
         macs = (low + high) / 2
         step = Structured(macs=macs, importance="taylor", channel_multiple=multiple)
-        session, _ = bench.prune(step)
+        session, details = bench.prune(step)
         shares = bench.shares({"original": original, "wanted": wanted, "macs": session}, SHORT)
         ratio = shares["macs"][0] / shares["wanted"][0]
         print(f"multiple {multiple}: {macs:.1%} of the MACs, {ratio:.3f} of the time", file=sys.stderr)
         best = min(best, (abs(ratio - 1), macs))
-        if best[0] <= NEAR:
+        if best[0] <= NEAR or (ratio > 1 and details["achieved"] > 1.1 * macs):  # there is nothing faster
             break
         low, high = (low, macs) if ratio > 1 else (macs, high)
     return best[1]

@@ -82,13 +82,15 @@ def choose(
     *,
     thrift: float = 0.0,
     ahead: int = 1,
+    price: Cost | None = None,
 ) -> list[int]:
     """Return the units to remove so that `cost` comes as near to `target` as these steps allow.
 
     "global" removes the step of least mean importance first, divided by what a unit saves to the power of `thrift`:
     1 is importance for what it saves, 0 importance alone. With `ahead` steps of a group are weighed together, so that
     one that saves little by itself may go for the sake of those behind it, and one that saves nothing does not go.
-    "uniform" removes the same share of every group. `cost` is left with these units removed.
+    What is saved is of `cost`, or of another that is given as `price`.
+    "uniform" removes the same share of every group. Costs are left with these units removed.
     """
     orders = [
         group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)
@@ -96,7 +98,17 @@ def choose(
     steps = [allowed(group, limits) for group in groups]
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)
-    return _Greedy(orders, [np.sort(s) for s in scores], steps, cost, target, thrift, ahead).run()
+    costs = [cost] if price is None else [cost, price]
+    return _Greedy(orders, [np.sort(s) for s in scores], steps, costs, target, thrift, ahead).run()
+
+
+def lost(groups: Sequence[Group], scores: Sequence[Scores], removed: Sequence[int]) -> float:
+    """Return the importance of all units that go, as a share of that of all there are."""
+    gone = np.array(removed, np.int64)
+    return float(
+        sum(score[np.isin(group.units, gone)].sum() for group, score in zip(groups, scores, strict=True))
+        / max(sum(score.sum() for score in scores), 1e-30)
+    )
 
 
 class _Greedy:
@@ -107,13 +119,15 @@ class _Greedy:
         orders: Sequence[Ids],
         scores: Sequence[Scores],
         steps: Sequence[list[int]],
-        cost: Cost,
+        costs: Sequence[Cost],
         target: float,
         thrift: float,
         ahead: int,
     ) -> None:
-        self.orders, self.scores, self.steps = orders, scores, steps
-        self.cost, self.target, self.thrift, self.ahead = cost, target, thrift, ahead
+        self.orders, self.scores, self.steps, self.costs = orders, scores, steps, costs
+        #: what has a target, and what a step's importance is divided by
+        self.cost, self.price = costs[0], costs[-1]
+        self.target, self.thrift, self.ahead = target, thrift, ahead
         self.at = [0] * len(steps)
         self.removed: list[int] = []
 
@@ -170,14 +184,15 @@ class _Greedy:
         if not self.thrift:
             return mean
         units = self.orders[i][part].tolist()
-        saved = (self.cost.total - self.cost.without(units)) / len(units)
-        if self.ahead > 1 and saved <= LEAST * self.cost.total / len(units):
+        if self.ahead > 1 and self.cost.total - self.cost.without(units) <= LEAST * self.cost.total:
             return math.inf
+        saved = (self.price.total - self.price.without(units)) / len(units)
         return float(mean / max(saved, 1e-30) ** self.thrift)
 
     def _take(self, i: int, further: int) -> None:
         units = self._units(i, further)
-        self.cost.remove(units)
+        for cost in self.costs:
+            cost.remove(units)
         self.removed += units
         self.at[i] += further
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from penjing import measure
@@ -17,8 +17,8 @@ from penjing.files import digest
 from penjing.step import Silent
 from torch import nn
 
-from penjing_prune.allocate import Limits, Ranking, choose
-from penjing_prune.cost import Cost, Term
+from penjing_prune.allocate import Limits, Ranking, choose, lost
+from penjing_prune.cost import Cost, Term, macs
 from penjing_prune.groups import Group
 from penjing_prune.guard import Analysis
 from penjing_prune.importance import Scores
@@ -33,6 +33,19 @@ if TYPE_CHECKING:
 NEAR, TRIES = 0.05, 8
 #: seconds for timing a pruned network beside the original, and how often the one that is taken is timed
 SECONDS, AGAIN = 6.0, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How steps of channels are priced: by importance for what they save, to some power (None: the criterion's)."""
+
+    price: Literal["time", "macs"]
+    thrift: float | None
+
+
+#: a step removed early changes what later ones save, so that no one way is best for every network: each is tried on
+#: the table, and the one that removes the least importance for the same time is taken
+WAYS = [Way(price, thrift) for price in ("time", "macs") for thrift in (None, 0.75, 1.0)]
 #: steps of channels that are weighed together: kernels do not get faster at each of them
 AHEAD = 3
 
@@ -84,16 +97,16 @@ class Latency:
         terms = self._terms(analysis, limits.multiple)
         self._whole = self._whole or Cost(analysis.structure, terms).total
         tries: list[Try] = []
-        aim = share
+        aim, way = share, None
         self.context.progress.begin("correcting by measured time", TRIES)
         for _ in range(TRIES):
-            cost = Cost(analysis.structure, terms)
-            removed = choose(
-                groups, scores, cost, aim * self._whole, limits, ranking, thrift=thrift, ahead=AHEAD
-            )
-            here = next((one for one in tries if set(one.removed) == set(removed)), None)
-            if here is None:
-                here = Try(removed, cost.total / self._whole)
+            found = {
+                one: self._allocate(one, analysis, terms, groups, scores, aim, limits, ranking, thrift)
+                for one in ([way] if way else WAYS)
+            }
+            way = way or min(found, key=lambda one: lost(groups, scores, found[one].removed))
+            here = next((one for one in tries if set(one.removed) == set(found[way].removed)), found[way])
+            if here not in tries:
                 tries.append(here)
             here.times.append(self._measure(analysis, here.removed))
             self.context.progress.advance()
@@ -111,6 +124,28 @@ class Latency:
         if abs(best.share / share - 1) > NEAR:
             self.context.warn(_missed(tries, share, limits))
         return best.removed
+
+    def _allocate(
+        self,
+        way: Way,
+        analysis: Analysis,
+        terms: list[Term],
+        groups: Sequence[Group],
+        scores: Sequence[Scores],
+        aim: float,
+        limits: Limits,
+        ranking: Ranking,
+        thrift: float,
+    ) -> Try:
+        """Return an allocation that takes a share of the time by the table, found in one of several ways."""
+        assert self._whole is not None
+        time = Cost(analysis.structure, terms)
+        price = Cost(analysis.structure, macs(analysis.structure)) if way.price == "macs" else None
+        removed = choose(
+            groups, scores, time, aim * self._whole, limits, ranking,
+            thrift=way.thrift or thrift, ahead=AHEAD, price=price,
+        )  # fmt: skip
+        return Try(removed, time.total / self._whole)
 
     def details(self) -> dict[str, Any]:
         """Return what the report tells: shares that the table foretold and those measured, and the table's size."""
