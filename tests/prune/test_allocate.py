@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penjing_prune.allocate import Limits, allowed, choose
+from penjing_prune.allocate import Limits, allowed, choose, lost
 from penjing_prune.cost import Cost, Term
 from penjing_prune.groups import Group, Structure
 from penjing_prune.labels import Union
@@ -119,3 +119,25 @@ def test_steps_that_save_nothing_by_themselves_go_together_or_not_at_all() -> No
     removed = choose(groups, scores, cost, 6.0, Limits(0.25, 1), "global", thrift=1.0, ahead=2)
 
     assert sorted(removed) == sorted(groups[1].units[:2].tolist())
+
+
+def test_steps_may_be_priced_by_another_cost_than_that_which_has_the_target() -> None:
+    groups, structure, _ = groups_of([(4, 1), (4, 1)])
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+
+    def each(value: float) -> object:
+        return lambda counts: value * counts[0]
+
+    def cost(*values: float) -> Cost:
+        return Cost(structure, [Term((s,), each(v)) for s, v in zip(sides, values, strict=True)])  # type: ignore[arg-type]  # as above
+
+    scores = [np.array([1.0, 1.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0, 2.0])]
+    found = []
+    for price in (None, cost(1.0, 4.0)):
+        time = cost(1.0, 1.0)
+        found.append(choose(groups, scores, time, 5.0, Limits(0.25, 1), "global", thrift=1.0, price=price))
+        assert time.total == 5.0
+
+    assert sorted(found[0]) == sorted(groups[0].units[:3].tolist())
+    assert sorted(found[1]) == sorted(groups[1].units[:3].tolist())
+    assert [lost(groups, scores, removed) for removed in found] == [0.25, 0.5]
