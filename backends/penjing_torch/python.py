@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from penjing.errors import InputError, did_you_mean
 from penjing.files import digest
 
+from penjing_torch.fold import folded
 from penjing_torch.module import as_model
-from penjing_torch.settle import settled
 from penjing_torch.sources import first_line, make
 from penjing_torch.weights import load_weights
 
@@ -44,7 +44,7 @@ def open_factory(source: str, weights: Path | None, preprocess: Preprocess | Non
 
     network = make(build, source)
     try:
-        network = settled(network)  # a factory may return one that others hold too
+        network = folded(network)  # a factory may return one that others hold too
     except Exception as error:  # whatever a module's own __deepcopy__ raises
         raise InputError(f"{source} returned a module that cannot be copied: {first_line(error)}") from error
     if weights is not None:

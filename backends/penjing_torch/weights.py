@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError
 
-from penjing_torch.settle import unmasked
+from penjing_torch.fold import fold_masks
 from penjing_torch.sources import first_line
 
 if TYPE_CHECKING:
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 #: keys under which training scripts keep the weights in a checkpoint
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-#: what DistributedDataParallel and torch.compile put before each name, maybe both, in either order
-PREFIXES = ("module.", "_orig_mod.", "module.")
+#: what DistributedDataParallel and torch.compile put before each name, maybe both
+PREFIXES = ("module.", "_orig_mod.")
 #: how much larger than its file an archive may become
 EXPANSION = 4
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a file of weights into `module`; InputError lists what does not fit, with nothing loaded."""
-    found, wanted = read_weights(path), module.state_dict()
+    wanted = module.state_dict()
+    found = _unwrapped(fold_masks(read_weights(path), path), wanted)
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in wanted]
     shapes = [
@@ -48,6 +49,16 @@ def load_weights(module: nn.Module, path: Path) -> None:
             + (" A head of another size: torchvision:NAME?num_classes=N." if shapes and not missing else ""),
         )
     module.load_state_dict(found, strict=False)  # strictness is checked above; only batch counters may lack
+
+
+def _unwrapped(found: dict[str, torch.Tensor], wanted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return weights without the prefixes of wrappers, as far as the network does not have them itself."""
+    while not found.keys() & wanted.keys():
+        prefix = next((one for one in PREFIXES if all(key.startswith(one) for key in found)), "")
+        if not prefix:
+            break
+        found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    return found
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -129,7 +140,7 @@ def _what_was_refused(error: Exception) -> str:
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict in a checkpoint by the names of the network as it was written: no prefixes, no masks."""
+    """Return the state dict in a checkpoint."""
     import torch
 
     for _ in WRAPPERS:  # a wrapper may hold a wrapper, but not without end
@@ -148,10 +159,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
             )
         if value.is_quantized:
             raise InputError(f"{path}: {key} is quantised already.", hint="Pass the float weights.")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return unmasked(dict(content))
+    return dict(content)
 
 
 def _a(value: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from penjing.errors import InputError
 from penjing.testing import small_context, torch_model
 from penjing_prune.guard import TOLERANCE
-from penjing_prune.heads import open_all
+from penjing_prune.heads import open_heads
 from penjing_prune.pruning import replay
 from penjing_prune.structured import EDITS, Structured
 from penjing_prune.surgery import Edit, apply
@@ -102,7 +102,7 @@ def test_windows_of_any_image_answer_as_torchvisions(
         x = torch.randn(2, *size, 32)
         with torch.no_grad():
             wanted = module(x)
-            assert open_all(module) == [""]
+            open_heads(module)
             torch.testing.assert_close(module(x), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -126,13 +126,43 @@ def test_attention_of_torch_answers_as_before_for_any_call(batch_first: bool, we
     ]
     with torch.no_grad():
         wanted = [module(*inputs, need_weights=weights, **options) for inputs, options in calls]
-        open_all(module)
+        open_heads(module)
         for (inputs, options), (answer, shares) in zip(calls, wanted, strict=True):
             found = module(*inputs, need_weights=weights, **options)
             torch.testing.assert_close(found[0], answer, rtol=1e-4, atol=1e-5)
             assert (found[1] is None) == (shares is None)
             if shares is not None:
                 torch.testing.assert_close(found[1], shares, rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Attention with one mask for each head, and then attention without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 32, 8, 8), nn.Linear(32, 4)
+        self.masked, self.plain = (nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        mask = torch.zeros(4 * x.shape[0], x.shape[1], x.shape[1])
+        x = x + self.masked(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return self.head(x + self.plain(x, x, x, need_weights=False)[0]).mean(1)
+
+
+def test_attention_that_has_no_other_form_stays_whole_and_keeps_no_other_from_losing_heads() -> None:
+    module = Masked()
+    analysis = analysed(module)
+    edit = some(analysis)
+
+    small = pruned(module, edit)
+
+    assert analysis.error_of(module, edit)[0] <= TOLERANCE
+    assert (small.masked.num_heads, small.plain.num_heads) == (4, 3)
+    assert (
+        alone(analysis)["masked"]
+        == "nn.MultiheadAttention is as wide inside as outside, and cannot lose a head"
+    )
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

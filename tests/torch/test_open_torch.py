@@ -29,6 +29,13 @@ def needs(width): return nn.Conv2d(3, width, 3)
 class Two(nn.Module):
     def forward(self, left, right): return left + right
 def two(): return Two()
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Conv2d(3, 4, 3)
+        nn.init.zeros_(self.module.weight)
+    def forward(self, x): return self.module(x)
+def wrapped(): return Wrapped()
 class Both(nn.Module):
     def forward(self, x): return x.mean(1), x.sum(1)
 def both(): return Both()
@@ -201,6 +208,16 @@ def test_checkpoints_are_unwrapped(factory, state, tmp_path, wrap):
     torch.save(content, tmp_path / "w.pth")
 
     assert torch.equal(open_torch(factory("net"), tmp_path / "w.pth").value[5].bias, state["5.bias"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_network_that_calls_a_part_of_its_own_module_takes_its_weights(factory, tmp_path, prefix):
+    expected = open_torch(factory("wrapped")).value.state_dict()
+    torch.save({f"{prefix}{key}": value + 1 for key, value in expected.items()}, tmp_path / "w.pt")
+
+    found = open_torch(factory("wrapped"), tmp_path / "w.pt").value.state_dict()
+
+    assert torch.equal(found["module.weight"], expected["module.weight"] + 1)
 
 
 def test_safetensors_load_and_a_truncated_one_does_not(factory, state, tmp_path):

@@ -46,14 +46,6 @@ def open_heads(part: nn.Module) -> None:
         part._qkv_same_embed_dim = False
 
 
-def open_all(module: nn.Module) -> list[str]:
-    """Give every part that has one the form that can lose heads; return their names."""
-    found = [(name, part) for name, part in module.named_modules() if openable(part)]
-    for _, part in found:
-        open_heads(part)
-    return [name for name, _ in found]
-
-
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 

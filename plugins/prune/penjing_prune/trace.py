@@ -132,10 +132,11 @@ def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...]
     try:
         with evaluating(module, training=True), tracer.watching(module), torch.no_grad():
             tracer.run(module, twice)
-    except Exception:  # whatever a network raises that needs more than an image to train
+    except Exception as error:  # whatever a network raises that needs more than an image to train
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         tracer.result.union.fix(
             (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
-            "it runs in training only, and could not be tried with this image",
+            f"it runs in training only, and could not be tried with this image: {why}",
         )
     finally:
         module.load_state_dict(state)

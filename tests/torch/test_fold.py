@@ -1,12 +1,17 @@
 """Networks whose weights are computed by hooks: masked ones, and those with norms of weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from penjing.errors import InputError
 from penjing.preprocess import Preprocess
 from penjing_torch import penjing_open
-from penjing_torch.settle import settled, unmasked
+from penjing_torch.fold import fold_masks, folded
 from torch import nn
 from torch.nn.utils import prune
+
+FILE = Path("w.pt")
 
 
 def network():
@@ -44,7 +49,7 @@ def test_a_copy_computes_the_same_by_parameters_of_their_own_names_and_the_netwo
         expected = module(images)
     names = list(module.state_dict())
 
-    copied = settled(module)
+    copied = folded(module)
 
     with torch.no_grad():
         torch.testing.assert_close(copied(images), expected)
@@ -70,7 +75,7 @@ def test_a_masked_network_opens_from_its_source(tmp_path):
 
 def test_weights_that_were_saved_with_their_masks_fit_the_plain_network():
     module = masked()
-    weights = unmasked(module.state_dict())
+    weights = fold_masks(module.state_dict(), FILE)
     plain = network()
     plain.load_state_dict(weights)
 
@@ -81,4 +86,14 @@ def test_weights_that_were_saved_with_their_masks_fit_the_plain_network():
 
 def test_a_parameter_that_is_merely_called_so_stays():
     weights = {"a_orig": torch.ones(2), "b_mask": torch.ones(2)}
-    assert unmasked(weights) == weights
+    assert fold_masks(weights, FILE) == weights
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 7), (1, 3, 3, 3)])
+def test_a_mask_of_another_shape_is_refused_even_where_it_could_be_broadcast(shape):
+    weights = network().state_dict()
+    weights["0.weight_orig"] = weights.pop("0.weight")
+    weights["0.weight_mask"] = torch.ones(shape)
+
+    with pytest.raises(InputError, match=r"w\.pt: 0\.weight_mask is .*, and what it masks is \[8, 3, 3, 3\]"):
+        fold_masks(weights, FILE)
