@@ -17,21 +17,20 @@ import copy
 import dataclasses
 import statistics
 import sys
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from networks import Place
 from penjing import Context, Goal, Model, interval, measure
 from penjing.api import Request, plan
 from penjing.files import digest
-from penjing.here import this_machine
 from penjing.host import Host
 from penjing.plan import Plan
 from penjing.step import Session, Silent
 from penjing_prune.latency import export
 from penjing_prune.structured import Structured
-from prune import NETWORKS, RUN, MissingError, Steps, one
+from prune import NETWORKS, RUN, Steps, arguments, one, tables
 
 #: how near the latencies of two networks have to be, and how often the share of MACs is bisected for that
 NEAR, BISECTIONS = 0.02, 8
@@ -128,7 +127,7 @@ def variants(bench: Bench, share: float) -> dict[str, dict[str, Any]]:
 
 def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Prune one network in every way, train and measure all of them, and print them."""
-    request = NETWORKS[name].make(folder / "photographs", options.photographs)
+    request = NETWORKS[name].make(Place(options.shared), folder / "photographs", options.photographs)
     host = Host()
     bench = Bench(request, host, folder, plan(request, host=host))
     compared = variants(bench, options.share)
@@ -207,23 +206,8 @@ def line(label: str, results: list[Result], first: list[Result]) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", choices=list(NETWORKS), help="one network")
     parser.add_argument("--share", type=float, default=0.5, help="share of the latency to keep")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of training after pruning")
-    parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
-    parser.add_argument("--photographs", type=int, default=10_000, help="of CIFAR-10 to train on, at most")
-    parser.add_argument("--keep", type=Path, help="folder to leave models and reports in, and to go on from")
-    options = parser.parse_args()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("penjing", "torch", "onnxruntime"))
-    print(f"{this_machine().title} ({', '.join(sorted(this_machine().isa))}), 1 thread; {versions}.")
-    with TemporaryDirectory() as scratch:
-        for name in [options.only] if options.only else NETWORKS:
-            folder = (options.keep or Path(scratch)) / name.split(",")[0].lower()
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                rows(name, options, folder)
-            except MissingError as missing:
-                print(f"\n**{name}**: skipped, {missing}", flush=True)
+    tables(arguments(parser, epochs=2, photographs=10_000), rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The networks and photographs that the quantisation benchmark asks about, each as a request to Penjing."""
+"""The networks and photographs that the benchmarks ask about, each as a request to Penjing."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,23 +92,23 @@ def lite0(place: Place, folder: Path) -> Request:
     return Request("penjing.demo:network", "this-machine", data=folder, preprocess=demo.PREPROCESS)
 
 
-def resnet20(place: Place, folder: Path) -> Request:
-    """Return ResNet-20, trained on CIFAR-10."""
+def cifar(entry: str, place: Place, folder: Path, train: int = CIFAR[0]) -> Request:
+    """Return one of the ResNets trained on CIFAR-10, with so many photographs of its training part at most."""
     import numpy as np
 
-    for split, file, count in (("train", "train", CIFAR[0]), ("test", "test-dev", CIFAR[1])):
+    for split, file, count in (("train", "train", train), ("test", "test-dev", CIFAR[1])):
         with np.load(place.find(f"data/cifar10/{file}.npz")) as archive:
             data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
             classes = archive["classes"]
-        for i in range(max(100, place.most(count))):  # fewer would not show all ten classes
+        for i in range(min(len(labels), max(100, place.most(count)))):  # fewer would not show all ten classes
             target = folder / split / f"{labels[i]}-{classes[labels[i]]}" / f"{i:05}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
     return Request(
-        f"{place.find('models/cifar_resnet.py')}:resnet20",
+        f"{place.find('models/cifar_resnet.py')}:{entry}",
         "this-machine",
         data=folder,
-        weights=place.find("models/resnet20_cifar10.pt"),
+        weights=place.find(f"models/{entry}_cifar10.pt"),
         preprocess=Preprocess(resize=(32, 32), mean=MEAN, std=STD),
     )
 
@@ -147,6 +148,6 @@ def rows() -> dict[str, Row]:
     return {
         "MobileNetV2, clothing": Row(clothing),
         "EfficientNet-Lite0, ImageNet samples": Row(lite0),
-        "ResNet-20, CIFAR-10": Row(resnet20),
+        "ResNet-20, CIFAR-10": Row(partial(cifar, "resnet20")),
         "FastestDet, COCO": Row(fastestdet, "AP50 %", ap50),
     }

@@ -6,7 +6,8 @@ Both prune to the same share of MACs and are trained by the same trainer, for th
 with the same seeds; torch-pruning's result is trained on labels, as its examples do, Penjing's also by distillation
 from the network before pruning, and that one is quantised too. All are scored on the same test photographs and timed
 beside the network before pruning, interleaved, at one thread. What a folder given by `--keep` holds is not made again.
-Networks and photographs are read from `../shared`; a row whose files are missing is skipped, with the reason.
+Networks and photographs are read from --shared, else PENJING_SHARED, else `../shared`; a row whose files are
+missing is skipped, with the reason.
 torch-pruning is installed into a folder of its own (`pip install --no-deps --target`).
 """
 
@@ -20,29 +21,24 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from networks import MissingError, Place, cifar, clothing, default_shared
 from penjing import Context, Model, Technique, hookimpl, option
 from penjing.api import Request, compress
 from penjing.here import this_machine
 from penjing.host import Host
-from penjing.preprocess import Preprocess
 from penjing_training import TrainingOptions
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCH_PRUNING = "1.6.1"
 
 
 #: steps of a recipe, each with its options as TOML values
 Steps = list[tuple[str, dict[str, Any]]]
-
-
-class MissingError(Exception):
-    """What a row needs is not here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,55 +131,12 @@ def penjing_techniques() -> list[type[Technique]]:
     return [TorchPruning, Labels]
 
 
-def shared(name: str) -> Path:
-    """Return a file or folder of `../shared`."""
-    path = SHARED / name
-    if not path.exists():
-        raise MissingError(f"there is no {path}")
-    return path
-
-
-def clothing(folder: Path, most: int) -> Request:
-    """Return MobileNetV2, trained on clothes of ten classes."""
-    return Request(
-        "torchvision:mobilenet_v2?num_classes=10",
-        "this-machine",
-        data=shared("data/clothing"),
-        weights=shared("models/mobilenet_v2_clothing160.pt"),
-        preprocess=Preprocess(resize=(176, 176), crop=160, mean=MEAN, std=STD),
-    )
-
-
-def cifar(entry: str) -> Callable[[Path, int], Request]:
-    """Return what makes a request for one of the ResNets trained on CIFAR-10."""
-
-    def request(folder: Path, most: int) -> Request:
-        import numpy as np
-
-        for split, file, count in (("train", "train", most), ("test", "test-dev", 5000)):
-            with np.load(shared(f"data/cifar10/{file}.npz")) as archive:
-                data, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
-                classes = archive["classes"]
-            for i in range(min(count, len(labels))):
-                target = folder / split / f"{labels[i]}-{classes[labels[i]]}" / f"{i:05}.jpg"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data[offsets[i] : offsets[i + 1]].tobytes())
-        return Request(
-            f"{shared('models/cifar_resnet.py')}:{entry}",
-            "this-machine",
-            data=folder,
-            weights=shared(f"models/{entry}_cifar10.pt"),
-            preprocess=Preprocess(resize=(32, 32), mean=MEAN, std=STD),
-        )
-
-    return request
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A trained network, and how it is pruned."""
 
-    make: Callable[[Path, int], Request]
+    #: given the place, a folder for photographs, and how many to train on where it draws them itself
+    make: Callable[[Place, Path, int], Request]
     #: shares of MACs to keep
     shares: tuple[float, ...]
     #: of channels, for both
@@ -194,9 +147,9 @@ class Network:
 
 
 NETWORKS = {
-    "MobileNetV2, clothing": Network(clothing, (0.5, 0.33), 16),
-    "ResNet-20, CIFAR-10": Network(cifar("resnet20"), (0.4,), 4, r"^conv1$|conv2$"),
-    "ResNet-56, CIFAR-10": Network(cifar("resnet56"), (0.4,), 4, r"^conv1$|conv2$"),
+    "MobileNetV2, clothing": Network(lambda place, folder, most: clothing(place, folder), (0.5, 0.33), 16),
+    "ResNet-20, CIFAR-10": Network(partial(cifar, "resnet20"), (0.4,), 4, r"^conv1$|conv2$"),
+    "ResNet-56, CIFAR-10": Network(partial(cifar, "resnet56"), (0.4,), 4, r"^conv1$|conv2$"),
 }
 
 
@@ -246,7 +199,7 @@ def one(request: Request, host: Host, folder: Path, name: str, steps: Steps, see
 def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Make and measure all models of one network, and print them when each has been made with every seed."""
     network = NETWORKS[name]
-    request = network.make(folder / "photographs", options.photographs)
+    request = network.make(Place(options.shared), folder / "photographs", options.photographs)
     host = Host([sys.modules[__name__]])
     for macs in (options.macs,) if options.macs else network.shares:
         wanted = recipes(macs, network.multiple, network.stay, options.epochs)
@@ -280,23 +233,27 @@ def line(label: str, found: list[Any]) -> str:
     )
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+def arguments(parser: argparse.ArgumentParser, *, epochs: int, photographs: int) -> argparse.Namespace:
+    """Return the parser's own arguments and those of every benchmark that prunes and trains."""
     parser.add_argument("--only", choices=list(NETWORKS), help="one network")
-    parser.add_argument("--macs", type=float, help="one share of MACs to keep, in place of the usual ones")
-    parser.add_argument("--epochs", type=int, default=6, help="epochs of training after pruning")
+    parser.add_argument("--epochs", type=int, default=epochs, help="epochs of training after pruning")
     parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
-    parser.add_argument("--photographs", type=int, default=50_000, help="of CIFAR-10 to train on, at most")
+    parser.add_argument(
+        "--photographs", type=int, default=photographs, help="of CIFAR-10 to train on, at most"
+    )
     parser.add_argument("--keep", type=Path, help="folder to leave models and reports in, and to go on from")
-    options = parser.parse_args()
+    parser.add_argument("--shared", type=Path, default=default_shared(), help="networks and photographs")
+    return parser.parse_args()
+
+
+def tables(
+    options: argparse.Namespace, rows: Callable[[str, argparse.Namespace, Path], None], *peers: str
+) -> None:
+    """Print what was measured with, and the table of each network, in a folder of its own."""
     device = this_machine()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("penjing", "torch", "onnxruntime"))
-    print(
-        f"{device.title} ({', '.join(sorted(device.isa))}), 1 thread; {versions}; torch-pruning {TORCH_PRUNING}."
-    )
+    print(f"{device.title} ({', '.join(sorted(device.isa))}), 1 thread; {'; '.join([versions, *peers])}.")
     with TemporaryDirectory() as scratch:
-        install_peer(Path(scratch) / "peer")
         for name in [options.only] if options.only else NETWORKS:
             folder = (options.keep or Path(scratch)) / name.split(",")[0].lower()
             folder.mkdir(parents=True, exist_ok=True)
@@ -304,6 +261,16 @@ def main() -> None:
                 rows(name, options, folder)
             except MissingError as missing:
                 print(f"\n**{name}**: skipped, {missing}", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--macs", type=float, help="one share of MACs to keep, in place of the usual ones")
+    options = arguments(parser, epochs=6, photographs=50_000)
+    with TemporaryDirectory() as folder:
+        install_peer(Path(folder))
+        tables(options, rows, f"torch-pruning {TORCH_PRUNING}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A line is one network for one device: whether the graph keeps to the rules of th
 TensorRT-RTX's builder says of it where that is installed (`pip install "penjing[rtx]"`), how near its outputs stay to
 the float network's on photographs it was not calibrated with, its size, and how the bundle has it built. Nothing is
 timed: that needs the device. Networks of torchvision without weights are random; SQNR and size mean something for
-them, accuracy does not. Photographs and trained weights are read from `../shared`.
+them, accuracy does not. Photographs and trained weights are read from PENJING_SHARED, else `../shared`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from networks import default_shared
 from penjing.api import Request, compress
 from penjing.errors import PenjingError
 from penjing.host import Host
 from penjing.preprocess import Preprocess
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = default_shared()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOGRAPHS = SHARED / "data" / "coco128"
 DEVICES = (
