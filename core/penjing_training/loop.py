@@ -317,8 +317,8 @@ class _Job:
         once all have their say: it is looked at too.
         """
         if self.step and self._reestimates:
-            last = checkpoint.state_of(self.candidate)
-            for state, step in ((self.best[1], self.found), (last, self.step)):
+            ends = {self.found: self.best[1], self.step: checkpoint.state_of(self.candidate)}  # often the same
+            for step, state in ends.items():
                 self.network.load_state_dict(state)
                 self.network.eval()
                 reestimate(self.network, self.photos, self._clean, self.normalise)

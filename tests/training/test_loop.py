@@ -286,3 +286,27 @@ def test_processes_that_decode_change_nothing(kit, make_context):
     helped = train(model.value, dataclasses.replace(options, workers=1), model, make_context())
 
     assert same(alone, helped)
+
+
+@pytest.mark.parametrize("learning_rate", [2e-2, 0.0])
+def test_all_photographs_are_seen_again_for_the_batch_norms_of_the_best_and_of_the_last_where_that_is_another(
+    kit, make_context, monkeypatch, learning_rate
+):
+    from penjing_training import loop
+
+    whole, alike, finish = [], [], loop._Job._finish
+
+    def counted(network, photos, clean, normalise, *most):
+        whole.extend([] if most else [network])
+        return reestimate(network, photos, clean, normalise, *most)
+
+    def finished(job):
+        alike.append(job.found == job.step)
+        return finish(job)
+
+    monkeypatch.setattr(loop, "reestimate", counted)
+    monkeypatch.setattr(loop._Job, "_finish", finished)
+    options = dataclasses.replace(QUICK, learning_rate=learning_rate)
+    train(kit.network(), options, kit.as_model(kit.network()), make_context())
+
+    assert len(whole) == (1 if alike[0] else 2)
