@@ -317,7 +317,8 @@ class _Job:
         once all have their say: it is looked at too.
         """
         if self.step and self._reestimates:
-            ends = {self.found: self.best[1], self.step: checkpoint.state_of(self.candidate)}  # often the same
+            ends = {self.found: self.best[1]}
+            ends[self.step] = checkpoint.state_of(self.candidate)  # often the same step
             for step, state in ends.items():
                 self.network.load_state_dict(state)
                 self.network.eval()
