@@ -55,6 +55,8 @@ class Try:
     """A network that was timed: the units it lacks, its share of the time by the table, and as measured each time."""
 
     removed: list[int]
+    #: the share that was last asked of the table when it came out
+    aim: float
     foretold: float
     times: list[float] = dataclasses.field(default_factory=list)
 
@@ -76,7 +78,7 @@ class Latency:
         self.achieved = 1.0
         self.tries: list[Try] = []
         self._whole: float | None = None
-        self._original: Session | None = None
+        self._original: bytes | None = None
 
     def choose(
         self,
@@ -108,13 +110,14 @@ class Latency:
             here = next((one for one in tries if set(one.removed) == set(found[way].removed)), found[way])
             if here not in tries:
                 tries.append(here)
-            here.times.append(self._measure(analysis, here.removed))
+            here.aim = aim
+            if len(here.times) < AGAIN:  # a machine may have been busy
+                here.times.append(self._measure(analysis, here.removed))
             self.context.progress.advance()
-            if abs(here.share / share - 1) <= NEAR / 2:
-                if len(here.times) >= AGAIN:
-                    break
-                continue  # once more, with the same aim: a machine may have been busy
-            aim = _aim(tries, share)
+            if abs(here.share / share - 1) > NEAR / 2:
+                aim = _aim(tries, share)
+            elif len(here.times) >= AGAIN:
+                break
         best = min(tries, key=lambda one: abs(one.share / share - 1))
         while len(best.times) < AGAIN:  # the tries ran out before
             best.times.append(self._measure(analysis, best.removed))
@@ -145,7 +148,7 @@ class Latency:
             groups, scores, time, aim * self._whole, limits, ranking,
             thrift=way.thrift or thrift, ahead=AHEAD, price=price,
         )  # fmt: skip
-        return Try(removed, time.total / self._whole)
+        return Try(removed, aim, time.total / self._whole)
 
     def details(self) -> dict[str, Any]:
         """Return what the report tells: shares that the table foretold and those measured, and the table's size."""
@@ -169,10 +172,10 @@ class Latency:
         """Return the time of the network without these units, as a share of the original's."""
         pruned = copy.deepcopy(analysis.module)
         apply(pruned, analysis.edit(removed))
-        if self._original is None:
-            self._original = self._session(self.module)
+        self._original = self._original or self._exported(self.module)
+        # both are opened anew each time: where its memory comes to lie makes a session faster or slower for good
         timing = measure.interleave(
-            {"original": self._original, "pruned": self._session(pruned)},
+            {"original": self._session(self._original), "pruned": self._session(self._exported(pruned))},
             self.example[0].numpy(),
             threads=self.context.backend.threads,
             seconds=SECONDS,
@@ -180,29 +183,35 @@ class Latency:
         )
         return 1 / float(timing.record("pruned")["speedup"])
 
-    def _session(self, module: nn.Module) -> Session:
+    def _exported(self, module: nn.Module) -> bytes:
         with TemporaryDirectory(dir=self.context.folder) as folder:
             path = Path(folder) / "model.onnx"
             export(module, self.example, path, min(self.context.device.max_opset, 18))
-            model = self.model.become("onnx", path, fingerprint=digest(path.read_bytes()))
+            return path.read_bytes()
+
+    def _session(self, graph: bytes) -> Session:
+        with TemporaryDirectory(dir=self.context.folder) as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(graph)
+            model = self.model.become("onnx", path, fingerprint=digest(graph))
             return self.context.backend.open(model, self.context.device)
 
 
 def _aim(tries: Sequence[Try], share: float) -> float:
     """Return the share of the table's time to ask for next, between those that were too fast and too slow.
 
-    The original takes all of its time, and the table foretells that; layers it does not know make a straight line
-    of what is between.
+    The original takes all of its time, for which the table was asked in a way; layers it does not know make a
+    straight line of what is between.
     """
     slow = min(
-        [(one.share, one.foretold) for one in tries if one.share > share] + [(1.0, 1.0)],
+        [(one.share, one.aim) for one in tries if one.share > share] + [(1.0, 1.0)],
         key=lambda pair: pair[0],
     )
-    fast = max([(one.share, one.foretold) for one in tries if one.share <= share], default=None)
+    fast = max([(one.share, one.aim) for one in tries if one.share <= share], default=None)
     if fast is None:
-        last, foretold = tries[-1].share, tries[-1].foretold
-        slope = (1 - foretold) / (1 - last) if last < 1 and foretold < 1 else 1.0
-        return max(0.0, foretold + (share - last) * slope)
+        last, asked = min(((one.share, one.aim) for one in tries), key=lambda pair: pair[1])
+        slope = (1 - asked) / (1 - last) if last < 1 and asked < 1 else 1.0
+        return max(0.0, asked + (share - last) * slope)
     low, high = min(fast[1], slow[1]), max(fast[1], slow[1])
     part = (share - fast[0]) / max(slow[0] - fast[0], 1e-9)
     # away from both ends, which are known, and further from them the more has been tried in vain
