@@ -86,7 +86,9 @@ def finish(
     agreement: Agreement | None,
 ) -> Model:
     """Write a graph that was verified, with what Penjing knows about it, and tell the report of it."""
-    from penjing_onnx.files import LIMIT, serialise, tensors
+    from penjing.onnx_file import LARGEST
+
+    from penjing_onnx.files import serialise, tensors
     from penjing_onnx.macs import describe
     from penjing_onnx.source import LABELS, PREPROCESS, SOURCE
     from penjing_onnx.tidy import lifted
@@ -101,8 +103,8 @@ def finish(
     del graph.metadata_props[:]
     for key, value in sorted(about.items()):
         graph.metadata_props.add(key=key, value=value)
-    if graph.ByteSize() > LIMIT:
-        raise StepError(f"The ONNX file would have {graph.ByteSize()} bytes; one file has at most {LIMIT}.")
+    if graph.ByteSize() > LARGEST:
+        raise StepError(f"The ONNX file would have {graph.ByteSize()} bytes; one file has at most {LARGEST}.")
     data = serialise(graph)
     path = context.folder / "model.onnx"
     write_bytes(path, data)

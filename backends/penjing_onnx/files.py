@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penjing import onnx_file
 from penjing.errors import InputError
 from penjing.files import inside
 from penjing.model import Tensor
+from penjing.onnx_file import LARGEST, read
 
 if TYPE_CHECKING:
     import onnx
 
 _HINT = "Export or copy it again."
-#: protobuf keeps no message of 2 GiB or more
-LIMIT = 2**31 - 1
 
 
 def load(path: Path) -> onnx.ModelProto:
     """Return the model in a file with its external data inside it.
 
     Raises InputError for a file that is missing, too large, damaged or newer than the onnx that is installed,
-    and for external data that are missing, too short, or not within the file's own folder.
+    for external data that are missing, too short, or not within the file's own folder, and for weights that hold
+    another number of bytes than their shape has room for.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
-
-    try:
-        size = path.stat().st_size
-        if size > LIMIT:
-            raise InputError(f"{path} is {size} bytes long; an ONNX file has at most {LIMIT}.")
-        model = onnx.load_model_from_string(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except DecodeError as error:
-        raise InputError(f"{path} is not an ONNX file, or is cut short.", hint=_HINT) from error
-    if not model.ir_version or not model.HasField("graph") or not model.graph.output:
+    model = read(path)
+    if not model.ir_version:
         raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_HINT)
     _refuse_newer(model, path)
     _embed(model, path)
@@ -63,15 +51,6 @@ def tensors(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, .
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operators that a model is written in."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and those nested in its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from graphs(inner)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
@@ -120,40 +99,24 @@ def _complete(model: onnx.ModelProto) -> None:
 def _embed(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    external = [t for t in _all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = [t for t in onnx_file.tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     if not external:
         return
     total = model.ByteSize()
     for tensor in external:
         data = _external(tensor, path)
         total += len(data)
-        if total > LIMIT:
+        if total > LARGEST:
             raise InputError(
-                f"{path} with its external data is over {LIMIT} bytes; such models are not served."
+                f"{path} with its external data is over {LARGEST} bytes; such models are not served."
             )
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")  # absent, as in a file that never had external data
         tensor.raw_data = data
 
 
-def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    nodes = [node for function in model.functions for node in function.node]
-    for graph in graphs(model.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        nodes += graph.node
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from attribute.tensors
-            if attribute.HasField("t"):
-                yield attribute.t
-
-
 def _external(tensor: onnx.TensorProto, path: Path) -> bytes:
     """Return the bytes of a tensor kept in another file, which must lie in the folder of `path`."""
-    import math
-
     import onnx
 
     about = {entry.key: entry.value for entry in tensor.external_data}
@@ -175,7 +138,7 @@ def _external(tensor: onnx.TensorProto, path: Path) -> bytes:
         length = int(about.get("length", wanted))
     except ValueError as error:
         raise InputError(f"{path}: the place of {tensor.name!r} in {location} is not a number.") from error
-    if offset < 0 or not 0 <= length <= LIMIT or offset + length > file.stat().st_size:
+    if offset < 0 or not 0 <= length <= LARGEST or offset + length > file.stat().st_size:
         raise InputError(
             f"{location} is too short for the weights {tensor.name!r}: another version, or cut off."
         )

@@ -108,7 +108,7 @@ def _refuse_unreadable(model: ir.Model, readable: frozenset[str]) -> None:
 
 def unreadable(model: onnx.ModelProto, readable: frozenset[str] | None) -> bool:
     """Tell whether a graph holds standard operators that are not `readable`; none are where that is None."""
-    from penjing_onnx.files import graphs
+    from penjing.onnx_file import graphs
 
     return readable is not None and any(
         node.domain in ("", "ai.onnx") and node.op_type not in readable

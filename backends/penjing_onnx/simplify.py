@@ -116,7 +116,7 @@ def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
 
 def _special(model: onnx.ModelProto) -> Counter[tuple[str, str]]:
     """Count the operators that must come out as they went in: those of other domains, NMS, Q/DQ."""
-    from penjing_onnx.files import graphs
+    from penjing.onnx_file import graphs
 
     return Counter(
         (node.domain, node.op_type)

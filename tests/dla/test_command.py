@@ -155,7 +155,7 @@ def test_a_bundle_for_the_dla_holds_what_tensorrt_parses_and_its_ranges(tmp_path
     ("spoil", "said"),
     [
         (lambda model: model.graph.node[0].input.__setitem__(0, "nowhere"), "nowhere"),
-        (lambda model: model.graph.initializer[0].dims.__setitem__(0, 10**12), "too small"),
+        (lambda model: model.graph.initializer[0].dims.__setitem__(0, 10**12), "there are"),
         (lambda model: model.graph.node.pop(), "not an output of any node"),
         (lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", -5), "-5"),
         (lambda model: setattr(model, "ir_version", 99), "ir_version 99"),

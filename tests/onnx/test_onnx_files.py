@@ -182,6 +182,23 @@ def test_a_file_cut_short_or_missing_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none.onnx")
 
 
+@pytest.mark.parametrize("change", [-4, -1, 1, 4])
+def test_weights_that_do_not_fill_their_shape_are_refused(tmp_path, change):
+    model = tiny()
+    weight = model.graph.initializer[0]
+    weight.raw_data = weight.raw_data[:change] if change < 0 else weight.raw_data + b"\0" * change
+
+    assert f"'w' of shape [4, 3, 3, 3] take 432 bytes, and there are {432 + change}" in refusal(
+        saved(model, tmp_path)
+    )
+
+
+def test_weights_of_four_bits_share_bytes(tmp_path):
+    odd = helper.make_tensor("odd", TensorProto.INT4, [3], bytes([0x21, 0x03]), raw=True)
+
+    assert len(open_onnx(saved(tiny(opset=21, ir=10, initializers=[odd]), tmp_path)).inputs) == 1
+
+
 def test_a_graph_that_breaks_the_standard_is_refused(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "nowhere"], ["y"])]
 

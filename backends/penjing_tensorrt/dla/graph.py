@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError, StepError
 from penjing.model import Tensor
+from penjing.onnx_file import external, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,26 +16,11 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-#: bytes; shapes of a larger file cannot be inferred in memory
-LARGEST = 2**31 - 1
-
 
 def load(path: Path) -> onnx.ModelProto:
     """Return the model in a file; InputError where it is none, or keeps its weights elsewhere."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
-
-    try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} has more than {LARGEST} bytes.")
-        model = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except DecodeError as error:
-        raise InputError(f"{path} is not an ONNX file, or is cut short.", hint="Export it again.") from error
-    if not model.HasField("graph") or not model.graph.output:
-        raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint="Export it again.")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    model = read(path)
+    if external(model):
         raise InputError(
             f"{path} keeps its weights in another file.", hint="`onnx.export` writes a network as one file."
         )

@@ -81,8 +81,9 @@ class HalfPrecision(Technique):
         """Return the network with types of its own; inputs and outputs stay float32."""
         import onnx
         import onnx_ir as ir
+        from penjing.onnx_file import external, read
 
-        from penjing_quant.graph import external, prepared, read
+        from penjing_quant.graph import prepared
 
         proto = read(model.value)
         if external(proto):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError, StepError
+from penjing.onnx_file import external, read
 
 from penjing_quant.already import HINT, integers
 
@@ -28,10 +28,6 @@ SAME_SCALE = frozenset(
     {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice"}
     | {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
-
-#: bytes; protobuf keeps no message of 2 GiB or more
-LARGEST = 2**31 - 1
-_AGAIN = "Export or copy it again."
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -57,65 +53,6 @@ def load(path: Path) -> onnx.ModelProto:
             hint="Export with opset 13 or later.",
         )
     return ir.to_proto(net)
-
-
-def read(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file as data: whole, bounded, and without touching any other file.
-
-    Raises InputError for one that is missing, too large or damaged.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
-
-    try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {LARGEST}.")
-        model = onnx.load_model_from_string(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except DecodeError as error:
-        raise InputError(f"{path} is not an ONNX file, or is cut short.", hint=_AGAIN) from error
-    if not model.HasField("graph") or not model.graph.output:
-        raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_AGAIN)
-    return model
-
-
-def external(model: onnx.ModelProto) -> list[str]:
-    """Return the other files that a model, as `read`, keeps tensors in, whatever subgraph or function holds them."""
-    import onnx
-
-    found: dict[str, None] = {}
-
-    def look(tensor: onnx.TensorProto) -> None:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            places = {entry.key: entry.value for entry in tensor.external_data}
-            found[places.get("location", "?")] = None
-
-    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in nodes:
-            for attribute in node.attribute:
-                for tensor in (attribute.t, *attribute.tensors):
-                    look(tensor)
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                    look(sparse.values)
-                    look(sparse.indices)
-                for graph in (attribute.g, *attribute.graphs):
-                    enter(graph)
-
-    def enter(graph: onnx.GraphProto) -> None:
-        for tensor in graph.initializer:
-            look(tensor)
-        for sparse in graph.sparse_initializer:
-            look(sparse.values)
-            look(sparse.indices)
-        walk(graph.node)
-
-    enter(model.graph)
-    for function in model.functions:
-        walk(function.node)
-    return list(found)
 
 
 def prepared(model: onnx.ModelProto) -> ir.Model:
@@ -146,7 +83,9 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
     except Exception as error:  # onnx and onnx-ir raise whatever a malformed graph leads them into
         cause = error.__cause__ or error
         what = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
-        raise InputError(f"The ONNX file holds no well-formed graph: {what}", hint=_AGAIN) from error
+        raise InputError(
+            f"The ONNX file holds no well-formed graph: {what}", hint="Export or copy it again."
+        ) from error
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

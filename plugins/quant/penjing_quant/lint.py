@@ -33,7 +33,7 @@ def lint(path: Path, device: Device, backend: Backend) -> list[Finding]:
 
     Raises InputError where it is no ONNX file. A file whose weights lie elsewhere is told of that alone.
     """
-    from penjing_quant.graph import external, read
+    from penjing.onnx_file import external, read
 
     model = read(path)
     if files := external(model):
