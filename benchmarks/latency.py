@@ -127,12 +127,13 @@ def variants(bench: Bench, share: float) -> dict[str, dict[str, Any]]:
 
 def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     """Prune one network in every way, train and measure all of them, and print them."""
-    request = NETWORKS[name].make(Place(options.shared), folder / "photographs", options.photographs)
+    network = NETWORKS[name]
+    request = network.make(Place(options.shared), folder / "photographs", options.photographs)
     host = Host()
     bench = Bench(request, host, folder, plan(request, host=host))
     compared = variants(bench, options.share)
     end: Steps = [
-        ("distill.logits", {"epochs": options.epochs}),
+        ("distill.logits", {"epochs": options.epochs, **network.training}),
         ("onnx.export", {}),
         ("onnx.simplify", {}),
         RUN,

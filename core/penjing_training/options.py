@@ -16,7 +16,7 @@ class TrainingOptions:
     """
 
     epochs: int = option(5, "Times that all photographs are seen.", between=(0, 10_000))
-    learning_rate: float = option(5e-4, "Highest learning rate.", between=(0, 100))
+    learning_rate: float = option(1e-3, "Highest learning rate.", between=(0, 100))
     optimiser: Literal["adamw", "sgd"] = option(
         "adamw", "How weights follow gradients; sgd has momentum 0.9."
     )
