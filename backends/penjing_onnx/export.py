@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import PlanError, StepError
 from penjing.files import digest, write_bytes
+from penjing.onnx_file import LARGEST, signature
 from penjing.options import option
 from penjing.step import Technique
 
@@ -16,12 +17,13 @@ from penjing_onnx.lower import OLDEST
 
 if TYPE_CHECKING:
     import onnx
+    from penjing.agreement import Agreement, Arrays
     from penjing.device import Device
     from penjing.model import Model, Tensor
     from penjing.step import Backend, Context
     from torch import nn
 
-    from penjing_onnx.verify import Agreement, Arrays, Run
+    from penjing_onnx.verify import Run
 
 #: the opset written where the device reads newer ones too: the first that torch's exporter writes itself
 PREFERRED = 18
@@ -86,9 +88,7 @@ def finish(
     agreement: Agreement | None,
 ) -> Model:
     """Write a graph that was verified, with what Penjing knows about it, and tell the report of it."""
-    from penjing.onnx_file import LARGEST
-
-    from penjing_onnx.files import serialise, tensors
+    from penjing_onnx.files import serialise
     from penjing_onnx.macs import describe
     from penjing_onnx.source import LABELS, PREPROCESS, SOURCE
     from penjing_onnx.tidy import lifted
@@ -114,7 +114,7 @@ def finish(
         context.details.update(agreement.details())
         if agreement.blind:
             context.warn("The outputs are the same for every input, so that comparing them proves nothing.")
-    return model.become("onnx", path, fingerprint=digest(data), inputs=inputs, outputs=tensors(graph)[1])
+    return model.become("onnx", path, fingerprint=digest(data), inputs=inputs, outputs=signature(graph)[1])
 
 
 def _from_torch(
@@ -123,7 +123,6 @@ def _from_torch(
     """Export a module by torch's exporter and tidy, lower and verify the result."""
     import onnx_ir as ir
 
-    from penjing_onnx.files import tensors
     from penjing_onnx.lower import check_lowered, lower
     from penjing_onnx.tidy import tidy
     from penjing_onnx.torch_export import export, float_module, run
@@ -140,7 +139,7 @@ def _from_torch(
     tidy(exported)
     lower(exported, opset, readable)
     graph = ir.to_proto(exported)
-    inputs, outputs = tensors(graph)
+    inputs, outputs = signature(graph)
     check_lowered(graph)
     agreement = _verify(graph, inputs, outputs, lambda feed: run(module, feed["input"]))
     return graph, inputs, agreement
@@ -150,12 +149,14 @@ def _verify(
     graph: onnx.ModelProto, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], reference: Run
 ) -> Agreement:
     """Compare a graph with `reference`; StepError below 60 dB."""
-    from penjing_onnx.verify import ENOUGH, agree, session
+    from penjing.agreement import ENOUGH
+
+    from penjing_onnx.verify import agree, session
 
     agreement = agree(inputs, [tensor.name for tensor in outputs], reference, session(graph))
     if not agreement.enough:
         raise StepError(
-            f"The ONNX graph does not compute what the network does: {agreement.worst} agrees to "
+            f"The ONNX graph does not compute what the network does: {agreement.output} agrees to "
             f"{agreement.sqnr_db:.1f} dB, under {ENOUGH:.0f}.",
             hint="Something in the network depends on more than its input, or the exporter is at fault: "
             "compare with another opset.",
@@ -170,7 +171,7 @@ def _from_file(
     import onnx
     import onnx_ir as ir
 
-    from penjing_onnx.files import load, opset_of, serialise, tensors
+    from penjing_onnx.files import load, opset_of, serialise
     from penjing_onnx.lower import check_lowered, lower, unreadable
     from penjing_onnx.shapes import set_shapes
     from penjing_onnx.verify import session
@@ -187,7 +188,7 @@ def _from_file(
         check_lowered(graph)
     size = model.preprocess.size if model.preprocess else None
     set_shapes(graph, batch, size)
-    inputs, outputs = tensors(graph)
+    inputs, outputs = signature(graph)
     if serialise(graph) == serialise(original):
         return graph, inputs, None
     if _is_custom(graph):

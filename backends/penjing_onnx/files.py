@@ -6,11 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penjing import onnx_file
 from penjing.errors import InputError
 from penjing.files import inside
-from penjing.model import Tensor
-from penjing.onnx_file import LARGEST, read
+from penjing.onnx_file import LARGEST, constants, read
 
 if TYPE_CHECKING:
     import onnx
@@ -39,30 +37,9 @@ def serialise(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def tensors(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs, without those that are initialisers too, and the outputs."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return (
-        tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
-        tuple(_tensor(value) for value in model.graph.output),
-    )
-
-
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operators that a model is written in."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-
-
-def _tensor(value: onnx.ValueInfoProto) -> Tensor:
-    import onnx
-
-    kind = value.type.tensor_type
-    shape = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in kind.shape.dim)
-    try:
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    except KeyError:
-        dtype = "unknown"  # a sequence, a map or an optional: not a tensor
-    return Tensor(value.name, shape, dtype)
 
 
 def _refuse_newer(model: onnx.ModelProto, path: Path) -> None:
@@ -99,7 +76,7 @@ def _complete(model: onnx.ModelProto) -> None:
 def _embed(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    external = [t for t in onnx_file.tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = [t for t in constants(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     if not external:
         return
     total = model.ByteSize()

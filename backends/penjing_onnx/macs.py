@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from penjing_onnx.files import opset_of, tensors
+from penjing.onnx_file import signature
+
+from penjing_onnx.files import opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +53,7 @@ def macs(model: onnx.ModelProto) -> int | None:
         if any(name not in shapes for name in needed):
             return None
         total += count(node, *(shapes[name] for name in needed))
-    inputs, _ = tensors(model)
+    inputs, _ = signature(model)
     return total // ((inputs[0].shape[0] if inputs and inputs[0].shape else None) or 1)
 
 

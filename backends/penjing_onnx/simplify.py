@@ -15,11 +15,10 @@ from penjing_onnx.export import finish
 
 if TYPE_CHECKING:
     import onnx
+    from penjing.agreement import Agreement
     from penjing.device import Device
     from penjing.model import Model
     from penjing.step import Backend, Context
-
-    from penjing_onnx.verify import Agreement
 
 #: bytes; onnxsim keeps several copies in memory
 LARGEST = 1_500_000_000
@@ -43,21 +42,25 @@ class Simplify(Technique):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Write `model.onnx` into the step's folder."""
-        from penjing_onnx.files import load, tensors
+        from penjing.onnx_file import signature
+
+        from penjing_onnx.files import load
 
         before = load(model.value)
         after, agreement, reason = _simplified(before, model, context.backend.operators(context.device))
         if reason:
             context.warn(f"onnx.simplify kept the graph as it was: {reason}")
         context.details["nodes_before"] = len(before.graph.node)
-        return finish(model, context, after, tensors(after)[0], agreement)
+        return finish(model, context, after, signature(after)[0], agreement)
 
 
 def _simplified(
     before: onnx.ModelProto, model: Model, readable: frozenset[str] | None
 ) -> tuple[onnx.ModelProto, Agreement | None, str]:
     """Return the simplified graph and how it agrees; or the graph as it was, and why."""
-    from penjing_onnx.files import opset_of, tensors
+    from penjing.onnx_file import signature
+
+    from penjing_onnx.files import opset_of
     from penjing_onnx.lower import unreadable
     from penjing_onnx.verify import agree, session
 
@@ -68,20 +71,20 @@ def _simplified(
         return before, None, reason
     if unreadable(after, readable) and not unreadable(before, readable):
         after = _written_out(after, readable)
-    if [str(t.name) for side in tensors(after) for t in side] != [
-        str(t.name) for side in tensors(before) for t in side
+    if [str(t.name) for side in signature(after) for t in side] != [
+        str(t.name) for side in signature(before) for t in side
     ]:
         return before, None, "onnxsim changed its inputs or outputs."
     if opset_of(after) != opset_of(before) or _special(after) != _special(before):
         return before, None, "onnxsim touched its opset, or operators that must stay."
     after.ir_version = before.ir_version
     try:
-        inputs, outputs = tensors(before)
+        inputs, outputs = signature(before)
         agreement = agree(inputs, [tensor.name for tensor in outputs], session(before), session(after))
     except StepError as error:
         return before, None, f"the result cannot be verified. {error.message}"
     if not agreement.enough:
-        return before, None, f"onnxsim changed {agreement.worst} (agreement {agreement.sqnr_db:.1f} dB)."
+        return before, None, f"onnxsim changed {agreement.output} (agreement {agreement.sqnr_db:.1f} dB)."
     return after, agreement, ""
 
 

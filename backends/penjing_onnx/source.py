@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from penjing.errors import InputError
 from penjing.files import digest
 from penjing.model import Model, Tensor
+from penjing.onnx_file import signature
 from penjing.preprocess import Preprocess
 
-from penjing_onnx.files import load, opset_of, serialise, tensors
+from penjing_onnx.files import load, opset_of, serialise
 
 if TYPE_CHECKING:
     import onnx
@@ -46,7 +47,7 @@ def open_file(source: str, weights: Path | None, preprocess: Preprocess | None) 
         raise InputError(f"{source} holds its own weights; --weights does not go with it.")
     model = load(path)
     warnings = _check(model, path)
-    inputs, outputs = tensors(model)
+    inputs, outputs = signature(model)
     about = {entry.key: entry.value for entry in model.metadata_props}
     if preprocess is None and PREPROCESS in about:
         table = _json(about[PREPROCESS], PREPROCESS, path)

@@ -6,18 +6,16 @@ import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, StepError
+from penjing import onnx_session
 from penjing.here import this_machine
+from penjing.onnx_session import ImageSession
 from penjing.options import option
 from penjing.step import Backend, Deployment, Scheme
 
 if TYPE_CHECKING:
-    import numpy as np
     from penjing.device import Device
     from penjing.model import Model
     from penjing.step import Context
-
-    Array = np.ndarray[Any, Any]
 
 #: operators that ONNX Runtime 1.32 runs on integers between DequantizeLinear and QuantizeLinear, read from
 #: qdq_selector_action_transformer.cc and confirmed by the nodes of optimised graphs
@@ -84,65 +82,24 @@ class OnnxRuntime(Backend):
         context.details["onnxruntime"] = version("onnxruntime")
         if context.device.here:
             path = context.folder / "optimised.onnx"
-            _Session(model, threads=self.threads, simulate=False, optimised=str(path))
+            self._load(model, floats=False, optimised=str(path))
             graph = onnx.load(path, load_external_data=False).graph
             path.unlink()
             context.details["nodes"] = dict(Counter(node.op_type for node in graph.node).most_common())
         else:
-            _Session(model, threads=self.threads, simulate=True)
+            self._load(model, floats=True)
         return model
 
-    def open(self, model: Model, device: Device) -> _Session:
+    def open(self, model: Model, device: Device) -> ImageSession:
         """Load a model with the device's kernels, or else with Q/DQ computed in float.
 
         Kernels of this CPU may differ from the device's (without VNNI they overflow on 8-bit weights), so
         where the device is elsewhere the integers are simulated exactly, which is slow but says what it will answer.
         """
-        return _Session(model, threads=self.threads, simulate=not device.here)
+        return self._load(model, floats=not device.here)
 
-
-class _Session:
-    """An onnxruntime session with one image input."""
-
-    def __init__(self, model: Model, *, threads: int, simulate: bool, optimised: str = "") -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # threads that spin on after a run would steal the cores of the model timed next
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if simulate:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if optimised:
-            options.optimized_model_filepath = optimised
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(model.value), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's own exceptions have no common base
-            raise StepError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {model.value}: {_first_line(error)}",
-                hint="`penjing doctor` tells which opset and IR version it reads.",
-            ) from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(entry.name for entry in inputs)
-            raise InputError(f"The model has {len(inputs)} inputs ({names}); photographs can feed one.")
-        self._input, self._model = inputs[0].name, model
-
-    def __call__(self, batch: Array) -> list[Array]:
-        """Run one batch, float32 NCHW."""
-        try:
-            outputs: list[Array] = self._session.run(None, {self._input: batch})
-        except Exception as error:  # as above
-            raise StepError(
-                f"The model does not take a batch of shape {list(batch.shape)}: {_first_line(error)}",
-                hint="Compare --preprocess with the model's input, " + str(self._model.inputs[0]) + ".",
-            ) from error
-        return outputs
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    def _load(self, model: Model, *, floats: bool, optimised: str = "") -> ImageSession:
+        loaded = onnx_session.load(
+            model.value, name=str(model.value), threads=self.threads, floats=floats, optimised=optimised
+        )
+        return ImageSession(loaded, model)

@@ -282,7 +282,7 @@ class TensorRT(Backend):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Say how the engine is built; build it where the device is this machine."""
-        from penjing_tensorrt.simulate import Session as Simulation
+        from penjing_tensorrt import simulate
 
         device, found = context.device, installed.look()
         build = self.build_of(model, device)
@@ -294,7 +294,7 @@ class TensorRT(Backend):
             from penjing_tensorrt.on_device import make
 
             return make(model, build, found, context)
-        Simulation(model)  # which tells now, rather than while measuring, that the graph cannot be run
+        simulate.session(model)  # which tells now, rather than while measuring, that the graph cannot be run
         context.details["engine"] = f"not built here: {why}"
         self._gate(model, context)
         return model
@@ -319,9 +319,9 @@ class TensorRT(Backend):
     def open(self, model: Model, device: Device) -> Session:
         """Load a model in TensorRT where it is here, else in ONNX Runtime, which answers as the engine would."""
         if self.available(device):
-            from penjing_tensorrt.simulate import Session as Simulation
+            from penjing_tensorrt import simulate
 
-            return Simulation(model)
+            return simulate.session(model)
         from penjing_tensorrt.on_device import opened
 
         return opened(model, self.build_of(model, device))

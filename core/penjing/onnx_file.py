@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError
+from penjing.model import Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +40,7 @@ def read(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file, or is cut short.", hint=_AGAIN) from error
     if not model.HasField("graph") or not model.graph.output:
         raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_AGAIN)
-    for tensor in tensors(model):
+    for tensor in constants(model):
         _measure(tensor, path)
     return model
 
@@ -50,7 +51,7 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield from _inside(graph.node)
 
 
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield all constants of a model, whatever subgraph or function holds them."""
     nodes = [node for function in model.functions for node in function.node]
     for graph in [*graphs(model.graph), *_inside(nodes)]:
@@ -69,9 +70,30 @@ def external(model: onnx.ModelProto) -> list[str]:
     """Return the other files that a model keeps tensors in."""
     import onnx
 
-    kept = [tensor for tensor in tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    kept = [tensor for tensor in constants(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in kept]
     return list(dict.fromkeys(place.get("location", "?") for place in places))
+
+
+def signature(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs, without those that are initialisers too, and the outputs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return (
+        tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
+        tuple(_tensor(value) for value in model.graph.output),
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in kind.shape.dim)
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    except KeyError:
+        dtype = "unknown"  # a sequence, a map or an optional: not a tensor
+    return Tensor(value.name, shape, dtype)
 
 
 def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:

@@ -34,6 +34,9 @@ from penjing_training.photographs import (
 from penjing_training.record import Clock, Record, check_tensorboard
 from penjing_training.score import SOME, Score, evaluating, norms_of, reestimate, score
 
+#: share of a weight's elements that are zero from which on they are taken for a mask
+HELD = 0.25
+
 if TYPE_CHECKING:
     from penjing.model import Model
     from penjing.step import Context
@@ -56,7 +59,8 @@ def train(
 
     `model` says how photographs are prepared; those of `context.data.train` are trained on. `objective` is what is made
     small, by default the cross-entropy with the labels. `after_step` is called with the network after each step, to
-    put back what a step must not change, such as a mask. Parameters that are frozen in `module` are trained too, unless
+    put back what a step must not change. A quarter of a weight or more that is zero is taken for a mask, such as
+    prune.sparse24 leaves, and stays zero. Parameters that are frozen in `module` are trained too, unless
     `keep_frozen`; the copy's flags are those of `module` in the end.
 
     A step that trains several times gives each a `name`. A run that was killed goes on from its last checkpoint in
@@ -80,6 +84,12 @@ def train(
     trained = copy.deepcopy(module)
     trained.load_state_dict(result)
     return trained.eval()
+
+
+def _zeros_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return by name where weights are zero that are masked: neither all of them, nor few by chance."""
+    zeros = {name: weight == 0 for name, weight in network.named_parameters() if weight.ndim > 1}
+    return {name: here for name, here in zeros.items() if HELD <= float(here.float().mean()) < 1}
 
 
 def _cuda(device: torch.device) -> list[torch.device]:
@@ -108,6 +118,7 @@ class _Job:
         for parameter in self.network.parameters():
             if parameter.is_floating_point() and not (keep_frozen and not parameter.requires_grad):
                 parameter.requires_grad_(True)
+        self.zeros = _zeros_of(self.network)
         self.normalise = Normalise(preprocess, device)
         self.size = size
         self._check(model)
@@ -251,6 +262,8 @@ class _Job:
         self.scaler.update()
         self.optimiser.zero_grad()
         with torch.no_grad():
+            for name, zeros in self.zeros.items():
+                self.network.get_parameter(name).masked_fill_(zeros, 0)
             if self.after_step is not None:
                 self.after_step(self.network)
         if self.average is not None:
@@ -299,7 +312,7 @@ class _Job:
     def _consider(self, network: nn.Module, step: int) -> Score | None:
         """Score a network in eval mode, and keep its state if it is the best seen; None, and kept, without select."""
         if not len(self.select):
-            self.best, self.found = (None, checkpoint.state_of(network)), step
+            self.best, self.found, self.waited = (None, checkpoint.state_of(network)), step, 0
             return None
         found = score(network, self.objective, self.select, self.normalise)
         found = Score(*self.ranks.tell([found.loss, found.accuracy]))  # all decide alike
@@ -323,6 +336,7 @@ class _Job:
                 self.network.load_state_dict(state)
                 self.network.eval()
                 reestimate(self.network, self.photos, self._clean, self.normalise)
+                parallel.spread_buffers(self.network, self.ranks)
                 self._consider(self.network, step)
         state = self.best[1]
         self.ranks.agree(checkpoint.digest_of(state), "result of training")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from penjing.errors import StepError
 from penjing_distill.inside import Watch, attention_distance, pairs, shapes_of
 from torch import Size, nn
@@ -53,11 +54,42 @@ def test_attention_looks_at_places_not_at_channels_or_scale():
 
 def test_what_layers_put_out_is_seen_in_the_order_they_finish():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)))
-    found = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 4)))
+    found, _ = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 4)))
 
     assert list(found) == ["0", "1.0", "1.1", "1"]
     assert found["1"] == (2, 4, 2, 2)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_layers_with_channels_last_are_seen_with_channels_first():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 6, 1), nn.LayerNorm(6)
+            self.wide, self.back = nn.Sequential(nn.Linear(6, 12), nn.GELU()), nn.Conv2d(12, 6, 1)
+
+        def forward(self, x):
+            return self.back(self.wide(self.norm(self.stem(x).movedim(1, -1))).movedim(-1, 1))
+
+    network = Last()
+    shapes, last = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 5)))
+
+    assert last == {"norm", "wide", "wide.0", "wide.1"}
+    assert shapes["stem"] == shapes["norm"] == (2, 6, 4, 5)
+    assert shapes["wide"] == (2, 12, 4, 5)
+    watch = Watch(network, ["wide", "back"], last)
+    network(torch.zeros(2, 3, 4, 5))
+    assert watch["wide"].shape == (2, 12, 4, 5)
+    assert watch["back"].shape == (2, 6, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
+def test_stages_of_transformers_meet_by_height_and_width(name):
+    network = torchvision.models.get_model(name, weights=None).eval()
+    shapes, _ = shapes_of(network, lambda: network(torch.zeros(1, 3, 64, 64)))
+    sizes = {tuple(shape[2:]) for shape in shapes.values() if len(shape) == 4}
+
+    assert sizes <= {(n, n) for n in (1, 2, 4, 8, 16)}
 
 
 def test_a_watch_keeps_what_was_put_out_last():

@@ -12,7 +12,15 @@ from penjing.options import options_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 #: those who bring the steps of the page; plugins that happen to be installed stay out of it
-OURS = ("penjing_torch", "penjing_onnx", "penjing_onnxrt", "penjing_quant", "penjing_tensorrt")
+OURS = (
+    "penjing_torch",
+    "penjing_onnx",
+    "penjing_onnxrt",
+    "penjing_quant",
+    "penjing_prune",
+    "penjing_distill",
+    "penjing_tensorrt",
+)
 
 HEAD = """# Command line
 

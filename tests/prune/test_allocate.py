@@ -74,6 +74,12 @@ def test_what_is_left_obeys_the_limits_and_no_step_comes_nearer(
             assert score[gone].max() <= score[~gone].min()
         if group.total % multiple == 0 and group.total > multiple and not measured:
             assert left * group.width % multiple == 0 or group.width % multiple or multiple % group.width
+        steps = allowed(group, limits)
+        further = group.units[np.argsort(score, kind="stable")][: len(group) - steps[-1]].tolist()
+        after = [n for n in steps if n < left]
+        if ranking == "global" and not measured and after:  # one more step of any group is no nearer
+            more = cost.without([unit for unit in further[: len(group) - after[0]] if unit not in removed])
+            assert abs(more - share * whole) >= abs(cost.total - share * whole) - 1e-9
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,40 @@ def test_steps_that_save_nothing_by_themselves_go_together_or_not_at_all() -> No
     removed = choose(groups, scores, cost, 6.0, Limits(0.25, 1), "global", thrift=1.0, ahead=2)
 
     assert sorted(removed) == sorted(groups[1].units[:2].tolist())
+
+
+@pytest.mark.parametrize("thrift", [0.0, 0.5])
+def test_what_saves_nothing_stays_however_channels_are_ranked(thrift: float) -> None:
+    groups, structure, _ = groups_of([(8, 1), (8, 1)])
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+    cost = Cost(structure, [Term((sides[0],), lambda counts: 8.0), Term((sides[1],), product)])
+    scores = [np.full(8, 0.1), np.full(8, 1.0)]
+
+    removed = choose(groups, scores, cost, 12.0, Limits(0.25, 1), "global", thrift=thrift, ahead=3)
+
+    assert np.isin(removed, groups[1].units).all()
+    assert len(removed) == 4
+
+
+def test_a_kernel_of_many_channels_is_left_behind_by_as_many_steps_as_that_takes() -> None:
+    groups, structure, _ = groups_of([(32, 1)])
+    side = np.flatnonzero(np.isin(structure.roots, groups[0].units))
+    cost = Cost(structure, [Term((side,), lambda counts: 16.0 * np.ceil(counts[0] / 16))])
+
+    removed = choose(groups, [np.ones(32)], cost, 16.0, Limits(0.1, 1), "global", ahead=3)
+
+    assert len(removed) == 16
+
+
+def test_a_narrow_layer_of_a_large_network_goes_too() -> None:
+    groups, structure, _ = groups_of([(4, 1)] * 400 + [(400, 1)])
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+    cost = Cost(structure, [Term((side,), product) for side in sides])
+    scores = [np.full(4, 0.1)] * 400 + [np.full(400, 1.0)]
+
+    choose(groups, scores, cost, 1000.0, Limits(0.25, 1), "global", thrift=1.0, ahead=3)
+
+    assert cost.total == pytest.approx(1000, abs=2)
 
 
 def test_steps_may_be_priced_by_another_cost_than_that_which_has_the_target() -> None:

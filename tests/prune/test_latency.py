@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from penjing import onnx_session
 from penjing.device import Device
 from penjing.model import Model
 from penjing.ranks import Ranks
@@ -17,10 +18,12 @@ from penjing.step import Backend, Context
 from penjing.testing import small_context, torch_model
 from penjing_prune import latency
 from penjing_prune.allocate import Limits
-from penjing_prune.latency import Latency, Try
+from penjing_prune.groups import Group
+from penjing_prune.latency import Latency, Try, Way
 from penjing_prune.layer_times import FILE, Table, points
 from penjing_prune.pruning import Pruning
 from penjing_prune.structured import EDITS, Structured
+from penjing_prune.trace import Product
 from torch import nn
 from torch.distributed import HashStore
 
@@ -156,6 +159,75 @@ def test_layers_are_timed_at_multiples_and_at_quarters_of_the_first() -> None:
     assert points(64, 16) == [4, 8, 12, 16, 32, 48, 64]
     assert points(24, 16) == [4, 8, 12, 16, 24]
     assert points(5, 1) == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("groups", "weight", "transposed", "rows"),
+    [
+        (10, [160, 16, 3, 3], False, [10, 30, 80, 130, 160]),  # each group loses as many
+        (13, [104, 8, 3, 3], False, [8, 16, 32, 48, 80, 96, 104]),  # whole groups go, eight channels each
+        (64, [64, 1, 3, 3], False, [4, 8, 12, 16, 32, 48, 64]),
+        (4, [16, 2, 2, 2], True, [4, 8, 12, 16]),
+    ],
+)
+def test_layers_with_groups_are_timed_at_widths_that_they_can_have(
+    context: Context, groups: int, weight: list[int], transposed: bool, rows: list[int]
+) -> None:
+    about = {
+        "kind": "convolution", "weight": weight, "groups": groups, "transposed": transposed, "sides": (True, False),
+        "input": [1, weight[0] if transposed else groups * weight[1], 8, 8], "stride": [1, 1], "padding": [1, 1],
+        "dilation": [1, 1],
+    }  # fmt: skip
+    out = groups * weight[1] if transposed else weight[0]
+    seen: list[int] = []
+    table = Table(dataclasses.replace(context, backend=Seen(seen=seen)))
+
+    table.term(Product(1.0, (np.arange(weight[0]), None), "w", (1, out, 8, 8), tuple(about.items())), 16)
+
+    assert sorted(set(seen)) == rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(Clockwork):
+    """Clockwork that has ONNX Runtime load each layer, and notes the width of its weight."""
+
+    seen: list[int] = dataclasses.field(default_factory=list)
+
+    def open(self, model: Model, device: Device) -> Any:
+        import onnx
+
+        weights = onnx.load(model.value).graph.initializer
+        if len(weights) == 3:
+            self.seen.append(weights[1].dims[0])
+        return onnx_session.ImageSession(onnx_session.load(model.value), model)
+
+
+def test_the_way_that_loses_least_is_taken_of_those_that_are_fast_enough() -> None:
+    groups, scores = [Group("a", np.arange(4), {}, 1, 4)], [np.array([1.0, 1.0, 1.0, 97.0])]
+    early, late, dear = Way("time", None), Way("time", 1.0), Way("macs", 1.0)
+    found = {early: Try([0], 0.5, 0.8), late: Try([0, 1, 2], 0.5, 0.51), dear: Try([3], 0.5, 0.5)}
+
+    assert latency._best(found, 0.5, groups, scores) == late
+    assert latency._best({early: found[early]}, 0.5, groups, scores) == early
+
+
+@pytest.mark.slow
+def test_what_was_chosen_before_a_kill_is_chosen_after_it(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.3)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    context = dataclasses.replace(context, scratch=scratch)
+    step, model = Structured(latency=0.5, channel_multiple=1), torch_model(network())
+    first = step.apply(model, context).value
+    told = dict(context.details)
+
+    again = dataclasses.replace(context, backend=Idle(), details={})
+    second = step.apply(model, again).value
+
+    assert [p.shape for p in first.parameters()] == [p.shape for p in second.parameters()]
+    assert again.details == told
 
 
 def test_the_next_aim_lies_between_what_was_too_fast_and_too_slow() -> None:

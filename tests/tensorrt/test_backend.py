@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from penjing.errors import StepError
+from penjing.errors import InputError, StepError
 from penjing.host import Host
 from penjing.model import Model, Tensor
 from penjing.testing import check_step, small_context
@@ -133,8 +133,13 @@ def test_a_batch_of_another_shape_or_a_broken_file_is_told(graph, tmp_path: Path
         TensorRT().open(graph, where)(np.zeros((1, 3, 7, 7), np.float32))
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x07broken")
     broken = dataclasses.replace(graph, value=tmp_path / "broken.onnx")
-    with pytest.raises(StepError, match="stands in for TensorRT here, cannot load"):
+    with pytest.raises(InputError, match="is not an ONNX file"):
         TensorRT().open(broken, where)
+    newer = onnx.load(graph.value)
+    newer.graph.node[0].op_type = "Unheard"
+    onnx.save(newer, tmp_path / "newer.onnx")
+    with pytest.raises(StepError, match="stands in for TensorRT here, cannot load"):
+        TensorRT().open(dataclasses.replace(graph, value=tmp_path / "newer.onnx"), where)
 
 
 def test_a_batch_that_the_graph_does_not_take_is_told_with_the_option_that_writes_it(graph, context) -> None:

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from penjing.model import Model, Tensor
 from penjing_tensorrt.rounding import rounded
-from penjing_tensorrt.simulate import Session
+from penjing_tensorrt.simulate import session
 
 
 def graph(*factors, kind=np.float16):
@@ -31,7 +31,7 @@ def run(tmp_path):
     def answer(model, batch):
         path = tmp_path / "net.onnx"
         onnx.save(model, path)
-        return Session(Model("onnx", path, "net", "0", (Tensor("x", (1, 3, 4, 4)),)))(batch)[0]
+        return session(Model("onnx", path, "net", "0", (Tensor("x", (1, 3, 4, 4)),)))(batch)[0]
 
     return answer
 

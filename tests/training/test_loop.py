@@ -192,6 +192,29 @@ def test_what_a_step_must_not_change_is_put_back_after_each(kit, context):
     assert not torch.equal(trained[3].weight, module[3].weight)
 
 
+@pytest.mark.parametrize(("share", "held"), [(0.5, True), (0.1, False), (1.0, False)])
+def test_zeros_that_are_a_mask_are_held_and_others_are_trained(kit, context, share, held):
+    module = kit.network()
+    weight = module[3].weight
+    zeros = torch.zeros(weight.numel(), dtype=torch.bool)
+    zeros[: round(share * weight.numel())] = True
+    weight.data.view(-1)[zeros] = 0
+
+    trained = train(module, dataclasses.replace(QUICK, ema=0.9), kit.as_model(module), context)
+
+    assert bool((trained[3].weight.view(-1)[zeros] == 0).all()) is held
+
+
+def test_patience_waits_for_nothing_where_there_is_no_select(kit, context):
+    data = context.data
+    none = dataclasses.replace(data.select, photos=())
+    context = dataclasses.replace(context, data=dataclasses.replace(data, select=none))
+
+    train(kit.network(), dataclasses.replace(QUICK, patience=1), kit.as_model(kit.network()), context)
+
+    assert context.details["training"]["steps"] == context.details["training"]["of"]
+
+
 def test_a_running_average_lags_behind_the_weights(kit, make_context):
     model = kit.as_model(kit.network())
     options = dataclasses.replace(QUICK, epochs=1, schedule="constant", batch_norm=False)

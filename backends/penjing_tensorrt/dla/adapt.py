@@ -15,12 +15,12 @@ from penjing.step import Technique
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+    from penjing.agreement import Agreement
     from penjing.device import Device
     from penjing.model import Model, Tensor
     from penjing.step import Backend, Context
     from typing_extensions import Self
 
-    from penjing_tensorrt.dla.agree import Agreement
     from penjing_tensorrt.dla.limits import Target
     from penjing_tensorrt.dla.rewrites import Rewrite
 
@@ -82,8 +82,10 @@ class Adapt(Technique):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Write `model.onnx` into the step's folder, and say what was rewritten and what is left."""
+        from penjing.onnx_file import signature
+
         from penjing_tensorrt.dla.agree import agree
-        from penjing_tensorrt.dla.graph import load, prepare, tensors
+        from penjing_tensorrt.dla.graph import load, prepare
         from penjing_tensorrt.dla.limits import Target, dla_of
         from penjing_tensorrt.dla.place import place
         from penjing_tensorrt.dla.strip import is_quantised
@@ -112,7 +114,7 @@ class Adapt(Technique):
             rewrites=done, dropped=dropped, before=_totals(first), after=last.to_dict(), **agreement.details()
         )
         show(context, last, first)
-        inputs, outputs = tensors(after)
+        inputs, outputs = signature(after)
         return model.become(
             "onnx", path, fingerprint=digest(data), inputs=_keep(model.inputs, inputs), outputs=outputs
         )

@@ -134,9 +134,9 @@ class Dla(Backend):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Write what an engine is built from, say where each layer will run, and build it where that can be."""
+        from penjing_tensorrt import simulate
         from penjing_tensorrt.dla.ready import make_ready
         from penjing_tensorrt.dla.view import show
-        from penjing_tensorrt.simulate import Session as Simulation
 
         ready = make_ready(model, _target(context.device), alone=not self.gpu_fallback)
         self._check_fallback(ready, context)
@@ -145,7 +145,7 @@ class Dla(Backend):
         if ready.bare:
             context.details["outputs_before_their_view"] = list(ready.bare)
         show(context, ready.placement)
-        Simulation(model)  # which tells now, rather than while measuring, that the graph cannot be run
+        simulate.session(model)  # which tells now, rather than while measuring, that the graph cannot be run
         why = self.available(context.device)
         context.details["engine"] = (
             f"not built here: {why}" if why else self._make(ready, context.device, context.folder)
@@ -191,13 +191,13 @@ class Dla(Backend):
         """Load the engine where it can run here, else simulate it, Q/DQ computed in floats."""
         from tempfile import TemporaryDirectory
 
+        from penjing_tensorrt import simulate
         from penjing_tensorrt.dla.outputs import Shaped
         from penjing_tensorrt.dla.ready import make_ready
         from penjing_tensorrt.on_device import opened
-        from penjing_tensorrt.simulate import Session as Simulation
 
         if self.available(device):
-            return Simulation(model)
+            return simulate.session(model)
         beside = Build("weak")  # what to build is not asked where an engine lies beside the graph
         if (Path(model.value).parent / ENGINE).is_file():
             return Shaped(opened(model, beside), model)

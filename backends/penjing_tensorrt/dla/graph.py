@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError, StepError
-from penjing.model import Tensor
 from penjing.onnx_file import external, read
 
 if TYPE_CHECKING:
@@ -225,20 +224,3 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.
     )
     graph.register_initializer(value)
     return value
-
-
-def tensors(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs, without those that are initialisers too, and the outputs."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return (
-        tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
-        tuple(_tensor(value) for value in model.graph.output),
-    )
-
-
-def _tensor(value: onnx.ValueInfoProto) -> Tensor:
-    import onnx
-
-    kind = value.type.tensor_type
-    sides = tuple(int(dim.dim_value) if dim.dim_value > 0 else None for dim in kind.shape.dim)
-    return Tensor(value.name, sides, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from penjing import onnx_session
+
 from penjing_tensorrt.dla.edit import Chain
 from penjing_tensorrt.dla.graph import activations, is_float, shape
 from penjing_tensorrt.dla.limits import Target, limits
@@ -78,7 +80,6 @@ def _positions(chain: list[ir.Node], before: tuple[int, ...]) -> Array | None:
     import numpy as np
     import onnx
     import onnx_ir as ir
-    import onnxruntime
 
     if math.prod(before) > LARGEST:
         return None
@@ -105,14 +106,10 @@ def _positions(chain: list[ir.Node], before: tuple[int, ...]) -> Array | None:
     graph_of = chain[0].graph
     opset = graph_of.opset_imports.get("", 18) if isinstance(graph_of, ir.Graph) else 18
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     # float32 counts to LARGEST exactly
     counted = np.arange(math.prod(before), dtype=np.float32).reshape(before)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnx_session.load(model.SerializeToString())
         result: Array = session.run(None, {first.name or "": counted})[0]
     except Exception:  # onnxruntime's errors share no public base; what it cannot run stays as it is
         return None

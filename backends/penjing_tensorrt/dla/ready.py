@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from penjing.errors import StepError
 from penjing.files import digest, write_bytes, write_text
+from penjing.onnx_file import signature
 
 from penjing_tensorrt.dla.calibration_cache import Cache
-from penjing_tensorrt.dla.graph import load, tensors
+from penjing_tensorrt.dla.graph import load
 from penjing_tensorrt.dla.outputs import bare
 from penjing_tensorrt.dla.place import place
 from penjing_tensorrt.dla.strip import is_quantised, strip
@@ -68,7 +69,7 @@ def make_ready(model: Model, target: Target, *, alone: bool = False) -> Ready:
     """
     path = Path(model.value)
     graph = load(path)
-    for tensor in tensors(graph)[0]:
+    for tensor in signature(graph)[0]:
         if None in tensor.shape:
             raise StepError(
                 f"{path.name} leaves sides of {tensor} open; the DLA builds for one shape.",

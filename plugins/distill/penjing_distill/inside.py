@@ -47,13 +47,13 @@ class Inside(Distil):
         super().begin(network, model, example)
         teacher = self.teacher.network
         assert teacher is not None
-        mine = shapes_of(network, lambda: network(example))
-        its = shapes_of(teacher, lambda: self.teacher(example))
+        mine, my_last = shapes_of(network, lambda: network(example))
+        its, its_last = shapes_of(teacher, lambda: self.teacher(example))
         self.pairs = pairs(mine, its, self.layers)
         for name, other in self.pairs:
             self.adapters.append(self._adapter(mine[name], its[other]))
-        self._mine = Watch(network, [name for name, _ in self.pairs])
-        self._its = Watch(teacher, [other for _, other in self.pairs])
+        self._mine = Watch(network, [name for name, _ in self.pairs], my_last)
+        self._its = Watch(teacher, [other for _, other in self.pairs], its_last)
         return self.adapters
 
     def _adapter(self, mine: torch.Size, its: torch.Size) -> nn.Module:
@@ -100,17 +100,18 @@ DISTANCES: dict[str, Distance] = {"features": relative_error, "attention": atten
 
 
 class Watch:
-    """Keeps what some layers of a network put out last, by name."""
+    """Keeps what some layers of a network put out last, by name; [N, C, H, W] also of those with channels last."""
 
-    def __init__(self, network: nn.Module, names: list[str]) -> None:
+    def __init__(self, network: nn.Module, names: list[str], last: frozenset[str] = frozenset()) -> None:
         self._found: dict[str, Tensor] = {}
+        self._last = last
         modules = dict(network.named_modules())
         self._hooks = [modules[name].register_forward_hook(self._keep(name)) for name in names]
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self._found[name] = output
+                self._found[name] = output.movedim(-1, 1) if name in self._last else output
 
         return keep
 
@@ -124,15 +125,41 @@ class Watch:
         self._found.clear()
 
 
-def shapes_of(network: nn.Module, run: Callable[[], object]) -> dict[str, torch.Size]:
-    """Return the shapes of what the layers of a network put out, in the order they are finished in `run`."""
+def shapes_of(network: nn.Module, run: Callable[[], object]) -> tuple[dict[str, torch.Size], frozenset[str]]:
+    """Return the shapes of what the layers of a network put out, in the order they are finished in `run`.
+
+    Those of images are [N, C, H, W]; also returns the layers that put out [N, H, W, C], as Swin's do.
+    """
     watch = Watch(network, [name for name, _ in network.named_modules() if name])
     try:
         with torch.no_grad():
             run()
-        return {name: value.shape for name, value in watch._found.items() if value.is_floating_point()}
+        found = {name: value.shape for name, value in watch._found.items() if value.is_floating_point()}
     finally:
         watch.close()
+    last = _channels_last(network, found)
+    return {
+        name: torch.Size((shape[0], shape[3], *shape[1:3])) if name in last else shape
+        for name, shape in found.items()
+    }, last
+
+
+def _channels_last(network: nn.Module, shapes: dict[str, torch.Size]) -> frozenset[str]:
+    """Return the layers that put out images with channels last: those of a shape that only such layers have.
+
+    Linear layers and layer norms tell the one by their width, convolutions and their norms the other.
+    """
+    first, last = set(), set()
+    for name, shape in shapes.items():
+        part = network.get_submodule(name)
+        if len(shape) != 4:
+            continue
+        if isinstance(part, nn.modules.conv._ConvNd | nn.BatchNorm2d | nn.GroupNorm):
+            first.add(shape)
+        width = part.normalized_shape[-1] if isinstance(part, nn.LayerNorm) else None
+        if isinstance(part, nn.Linear) or (width == shape[3] and width != shape[1]):
+            last.add(shape)
+    return frozenset(name for name, shape in shapes.items() if shape in last - first)
 
 
 def pairs(

@@ -154,7 +154,8 @@ class Student(_Taught):
 
     def explain(self, device: Device, backend: Backend) -> str:
         """Say which network takes the place of the one given."""
-        return f"{super().explain(device, backend)[:-1]} {self.student}."
+        teacher = self.teacher or "the original model"
+        return f"Train {self.student} in its place: {teacher} teaches, {self.epochs} epochs."
 
     def sources(self) -> tuple[Source, ...]:
         """Return the student, and the teacher where one is named."""

@@ -16,8 +16,8 @@ from penjing_prune.importance import Scores
 from penjing_prune.labels import Ids
 
 Ranking = Literal["global", "uniform"]
-#: share of a measured cost that a step has to save: less is noise
-LEAST = 5e-4
+#: share of what a group saves on the whole, by unit, that a step has to save where the cost is measured: less is noise
+LEAST = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,8 @@ class _Greedy:
         self.target, self.thrift, self.ahead = target, thrift, ahead
         self.at = [0] * len(steps)
         self.removed: list[int] = []
+        #: seconds, or what else the cost is in, that a unit of each group saves where all go that may
+        self.worth = [self._worth(i) for i in range(len(steps))] if ahead > 1 else []
 
     def run(self) -> list[int]:
         """Return the units to remove."""
@@ -170,24 +172,31 @@ class _Greedy:
 
     def _cheapest(self, i: int) -> tuple[float, int, int] | None:
         """Return the least price of the next steps of a group, the group, and how many steps that is."""
-        prices = []
-        for further in range(1, self.ahead + 1):
-            part = self._part(i, further)
-            if part is None:
-                break
-            prices.append((self._price(i, part), i, further))
-        found = min(prices, default=None)
-        return None if found is None or found[0] == math.inf else found
+        found: tuple[float, int, int] | None = None
+        further = 1
+        # beyond what is weighed together only where all of that saves nothing
+        while (part := self._part(i, further)) is not None and (further <= self.ahead or found is None):
+            price = self._price(i, part)
+            if price < math.inf and (found is None or price < found[0]):
+                found = (price, i, further)
+            further += 1
+        return found
 
     def _price(self, i: int, part: slice) -> float:
         mean = float(self.scores[i][part].mean())
+        units = self.orders[i][part].tolist()
+        if self.ahead > 1:
+            saved = self.cost.total - self.cost.without(units)
+            if saved <= LEAST * self.worth[i] * len(units):
+                return math.inf
         if not self.thrift:
             return mean
-        units = self.orders[i][part].tolist()
-        if self.ahead > 1 and self.cost.total - self.cost.without(units) <= LEAST * self.cost.total:
-            return math.inf
         saved = (self.price.total - self.price.without(units)) / len(units)
         return float(mean / max(saved, 1e-30) ** self.thrift)
+
+    def _worth(self, i: int) -> float:
+        units = self.orders[i][: self.steps[i][0] - self.steps[i][-1]].tolist()
+        return max(0.0, self.cost.total - self.cost.without(units)) / max(1, len(units))
 
     def _take(self, i: int, further: int) -> None:
         units = self._units(i, further)

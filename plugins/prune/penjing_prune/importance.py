@@ -7,7 +7,7 @@ DepGraph (Fang et al., CVPR 2023, eq. 4).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -47,8 +47,7 @@ def rank(
     """
     tensors = dict(module.named_parameters(remove_duplicate=False))
     if criterion == "taylor":
-        gradients = _gradients(module, batches)
-        return [_taylor(group, structure, gradients) for group in structure.groups]
+        return _taylor(module, structure, batches)
     if criterion == "activation":
         means = _activations(module, batches)
         scores = [_activation(group, structure, tensors, means) for group in structure.groups]
@@ -94,31 +93,30 @@ def _batch_norm(group: Group, structure: Structure, tensors: Tensors) -> Scores:
     return np.mean(found, axis=0) if found else _norm(group, structure, tensors, 2)
 
 
-def _taylor(group: Group, structure: Structure, gradients: list[dict[str, torch.Tensor]]) -> Scores:
-    total = np.zeros(len(group))
-    for products in gradients:
-        for _, dim, values, indices in _slices(group, structure, products):
-            total += np.abs(_along(values, dim)[indices].sum(1))
-    return total / max(len(gradients), 1)
+def _taylor(module: nn.Module, structure: Structure, batches: Iterable[Any]) -> list[Scores]:
+    totals = [np.zeros(len(group)) for group in structure.groups]
+    count = 0
+    for products in _gradients(module, batches):
+        count += 1
+        for group, total in zip(structure.groups, totals, strict=True):
+            for _, dim, values, indices in _slices(group, structure, products):
+                total += np.abs(_along(values, dim)[indices].sum(1))
+    return [total / max(count, 1) for total in totals]
 
 
-def _gradients(module: nn.Module, batches: Iterable[Any]) -> list[dict[str, torch.Tensor]]:
-    """Return weight times gradient of every parameter for each batch, whatever is frozen or switched off outside."""
+def _gradients(module: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield weight times gradient of every parameter for each batch, whatever is frozen or switched off outside."""
     copied = copy.deepcopy(module)
-    found = []
-    with torch.enable_grad():
-        for parameter in copied.parameters():
-            parameter.requires_grad_(True)
-        for batch in batches:
-            copied.zero_grad(set_to_none=True)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(True)
+    for batch in batches:
+        copied.zero_grad(set_to_none=True)
+        with torch.enable_grad():
             objective(copied(torch.from_numpy(batch.inputs)), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's own
-            found.append(
-                {
-                    name: p.detach() * (torch.zeros_like(p) if p.grad is None else p.grad)
-                    for name, p in copied.named_parameters(remove_duplicate=False)
-                }
-            )
-    return found
+        yield {
+            name: p.detach() * (torch.zeros_like(p) if p.grad is None else p.grad)
+            for name, p in copied.named_parameters(remove_duplicate=False)
+        }
 
 
 def objective(outputs: Any, labels: npt.NDArray[np.int64] | None) -> torch.Tensor:

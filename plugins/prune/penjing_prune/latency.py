@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,8 @@ class Way:
 #: a step removed early changes what later ones save, so that no one way is best for every network: each is tried on
 #: the table, and the one that removes the least importance for the same time is taken
 WAYS = [Way(price, thrift) for price in ("time", "macs") for thrift in (None, 0.75, 1.0)]
+#: opset of the graphs that are timed: the first that torch's exporter writes itself
+OPSET = 18
 #: steps of channels that are weighed together: kernels do not get faster at each of them
 AHEAD = 3
 
@@ -75,8 +77,7 @@ class Latency:
         self.model, self.context, self.example = model, context, example
         self.module = copy.deepcopy(module)
         self.table = Table(context)
-        self.achieved = 1.0
-        self.tries: list[Try] = []
+        self._told: dict[str, Any] = {"foretold_and_measured": [], "layers_timed": 0, "achieved": 1.0}
         self._whole: float | None = None
         self._original: bytes | None = None
 
@@ -106,7 +107,7 @@ class Latency:
                 one: self._allocate(one, analysis, terms, groups, scores, aim, limits, ranking, thrift)
                 for one in ([way] if way else WAYS)
             }
-            way = way or min(found, key=lambda one: lost(groups, scores, found[one].removed))
+            way = way or _best(found, aim, groups, scores)
             here = next((one for one in tries if set(one.removed) == set(found[way].removed)), found[way])
             if here not in tries:
                 tries.append(here)
@@ -121,9 +122,13 @@ class Latency:
         best = min(tries, key=lambda one: abs(one.share / share - 1))
         while len(best.times) < AGAIN:  # the tries ran out before
             best.times.append(self._measure(analysis, best.removed))
-        self.tries += tries
-        self.achieved = best.share
-        self.context.progress.end(f"{self.achieved:.1%} of the time, {share:.0%} asked")
+        shares = [[one.foretold, *one.times] for one in tries]
+        self._told = {
+            "foretold_and_measured": self._told["foretold_and_measured"] + shares,
+            "layers_timed": len(self.table),
+            "achieved": best.share,
+        }
+        self.context.progress.end(f"{best.share:.1%} of the time, {share:.0%} asked")
         if abs(best.share / share - 1) > NEAR:
             self.context.warn(_missed(tries, share, limits))
         return best.removed
@@ -151,11 +156,12 @@ class Latency:
         return Try(removed, aim, time.total / self._whole)
 
     def details(self) -> dict[str, Any]:
-        """Return what the report tells: shares that the table foretold and those measured, and the table's size."""
-        return {
-            "foretold_and_measured": [[one.foretold, *one.times] for one in self.tries],
-            "layers_timed": len(self.table),
-        }
+        """Return what the report tells: the share achieved, those foretold and measured, and the table's size."""
+        return dict(self._told)
+
+    def restore(self, told: dict[str, Any]) -> None:
+        """Take up what `details` told before a kill."""
+        self._told = told
 
     def _terms(self, analysis: Analysis, multiple: int) -> list[Term]:
         products = [p for p in analysis.traced.products if p.details]
@@ -186,7 +192,7 @@ class Latency:
     def _exported(self, module: nn.Module) -> bytes:
         with TemporaryDirectory(dir=self.context.folder) as folder:
             path = Path(folder) / "model.onnx"
-            export(module, self.example, path, min(self.context.device.max_opset, 18))
+            export(module, self.example, path)
             return path.read_bytes()
 
     def _session(self, graph: bytes) -> Session:
@@ -195,6 +201,14 @@ class Latency:
             path.write_bytes(graph)
             model = self.model.become("onnx", path, fingerprint=digest(graph))
             return self.context.backend.open(model, self.context.device)
+
+
+def _best(found: Mapping[Way, Try], aim: float, groups: Sequence[Group], scores: Sequence[Scores]) -> Way:
+    """Return the way that loses the least importance of those that meet the aim, else the one that comes nearest."""
+    meet = [way for way, one in found.items() if one.foretold <= aim * (1 + NEAR)]
+    if not meet:
+        return min(found, key=lambda way: found[way].foretold)
+    return min(meet, key=lambda way: lost(groups, scores, found[way].removed))
 
 
 def _aim(tries: Sequence[Try], share: float) -> float:
@@ -235,7 +249,7 @@ def _missed(tries: Sequence[Try], share: float, limits: Limits) -> str:
     )
 
 
-def export(module: nn.Module, example: tuple[torch.Tensor, ...], path: Path, opset: int = 18) -> None:
+def export(module: nn.Module, example: tuple[torch.Tensor, ...], path: Path) -> None:
     """Write a module as one ONNX file, for timing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -243,7 +257,7 @@ def export(module: nn.Module, example: tuple[torch.Tensor, ...], path: Path, ops
             copy.deepcopy(module).eval(),
             example,
             str(path),
-            opset_version=max(opset, 18),
+            opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,

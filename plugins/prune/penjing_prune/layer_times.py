@@ -65,7 +65,8 @@ class Table:
         about = dict(product.details)
         flags = about["sides"]
         shape = list(about["weight"])
-        axes = [points(shape[d], multiple) if flags[d] else [shape[d]] for d in (0, 1)]
+        steps = (_step(about), 1)
+        axes = [points(shape[d], multiple, steps[d]) if flags[d] else [shape[d]] for d in (0, 1)]
         layers = [[_layer(about, product.output, rows, columns) for columns in axes[1]] for rows in axes[0]]
         times = np.array([[self._time(layer) for layer in line] for line in layers])
         return Term(product.sides, _interpolated(axes, times, flags))
@@ -110,11 +111,28 @@ def _once(session: Any, batch: Any) -> float:
     return time.perf_counter() - start
 
 
-def points(width: int, multiple: int) -> list[int]:
-    """Return the widths at which a layer is timed: multiples, and quarters of the first of them."""
+def points(width: int, multiple: int, step: int = 1) -> list[int]:
+    """Return the widths at which a layer is timed: multiples, and quarters of the first of them.
+
+    Those of a layer that only loses `step` at a time are rounded to what it can have.
+    """
     quarter = max(1, multiple // 4)
     near = [max(1, round(share * width / multiple)) * multiple for share in GRID]
-    return sorted({n for n in (*range(quarter, multiple, quarter), *near) if n < width} | {width})
+    possible = {max(1, round(n / step)) * step for n in (quarter, *range(quarter, multiple, quarter), *near)}
+    return sorted({n for n in possible if n < width} | {width})
+
+
+def _step(about: dict[str, Any]) -> int:
+    """Return how many indices of the first dimension of a weight go together, as `products._grouped` has it."""
+    groups = about.get("groups", 1)
+    return int(about["weight"][0] // groups if _wholly(about) else groups)
+
+
+def _wholly(about: dict[str, Any]) -> bool:
+    """Tell whether a convolution loses whole groups, rather than channels of each."""
+    groups = about.get("groups", 1)
+    inside = about["weight"][0] // groups if about.get("transposed") else about["weight"][1]
+    return bool(groups > 1 and groups >= inside)
 
 
 def _interpolated(
@@ -136,10 +154,9 @@ def _layer(about: dict[str, Any], output: Sequence[int], rows: int, columns: int
     """Return a layer with so many indices left along the first two dimensions of its weight, as JSON values."""
     if about["kind"] == "linear":
         return {"kind": "linear", "input": [about["rows"], columns], "weight": [columns, rows]}
-    first, second, *kernel = about["weight"]
+    first, _, *kernel = about["weight"]
     groups, transposed = about["groups"], about["transposed"]
-    inside = first // groups if transposed else second
-    if groups > 1 and groups >= inside:  # whole groups go, as `products._grouped` has it
+    if _wholly(about):
         groups = max(1, rows * groups // first)
     taken, made = (rows, columns * groups) if transposed else (columns * groups, rows)
     return {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from penjing import sealed
 from penjing.errors import InputError, PenjingError, PlanError, StepError
 from penjing.exhibit import Bars, Table
 from penjing.files import write_text
@@ -90,11 +91,12 @@ class Pruning:
         while self.limits.multiple > 1 and not any(
             len(allowed(group, self.limits)) > 1 for group in analysis.structure.groups
         ):
-            self.limits = dataclasses.replace(self.limits, multiple=max(1, self.limits.multiple // 2))
+            less = self.limits.multiple // 2
             self.context.warn(
-                f"No layer is wide enough to lose channels in multiples of {2 * self.limits.multiple}: "
-                f"multiples of {self.limits.multiple} are used."
+                f"No layer is wide enough to lose channels in multiples of {self.limits.multiple}: "
+                f"multiples of {less} are used."
             )
+            self.limits = dataclasses.replace(self.limits, multiple=less)
         return analysis
 
     def _shrink(self, analysis: Analysis, what: str, share: float, costs: dict[str, float]) -> None:
@@ -103,7 +105,7 @@ class Pruning:
         barred: set[int] = set()
         for _ in range(ATTEMPTS):
             # times differ from process to process, and sums of gradients by their last bits
-            removed = self._agree(partial(self._removed, analysis, what, share, costs, barred))
+            removed = self._agree(partial(self._kept_choice, analysis, what, share, costs, barred))
             edit = analysis.edit(removed)
             faults = self._faults(analysis, edit, removed)
             if not faults:
@@ -115,6 +117,24 @@ class Pruning:
             "The pruned network does not compute what the masked one does.",
             hint="This should not happen: please report the network.",
         )
+
+    def _kept_choice(
+        self, analysis: Analysis, what: str, share: float, costs: dict[str, float], barred: set[int]
+    ) -> list[int]:
+        """Return the units to remove, as they were chosen before a kill: a clock does not say the same twice."""
+        if self.latency is None or self.context.scratch is None:
+            return self._removed(analysis, what, share, costs, barred)
+        path = self.context.scratch / f"choice-{len(self.edits)}-{len(barred)}.json"
+        if (kept := sealed.read(path)) is not None:
+            self.latency.restore(kept["latency"])
+            self.context.warnings.extend(kept["warnings"])
+            removed: list[int] = kept["removed"]
+            return removed
+        told = len(self.context.warnings)
+        removed = self._removed(analysis, what, share, costs, barred)
+        warnings = self.context.warnings[told:]
+        sealed.write(path, {"removed": removed, "latency": self.latency.details(), "warnings": warnings})
+        return removed
 
     def _removed(
         self, analysis: Analysis, what: str, share: float, costs: dict[str, float], barred: set[int]
@@ -189,8 +209,9 @@ class Pruning:
         left = _costs(self.module, self.example)
         achieved = {name: left[name] / costs[name] for name in costs}
         if self.latency is not None:
-            achieved["latency"] = self.latency.achieved
-            self.context.details.update(self.latency.details())
+            told = self.latency.details()
+            achieved["latency"] = told.pop("achieved")
+            self.context.details.update(told)
         details = self.context.details
         details["target"], details["asked"], details["achieved"] = what, share, achieved[what]
         for name in costs:

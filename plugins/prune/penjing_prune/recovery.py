@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from penjing_training.loop import train
@@ -25,7 +24,6 @@ def recover(
     context: Context,
     *,
     name: str,
-    after_step: Callable[[nn.Module], object] | None = None,
 ) -> nn.Module:
     """Return a trained copy of `module`; the teacher is the original model, or what the step was given."""
     objective = Distil(
@@ -34,4 +32,4 @@ def recover(
         weight=WEIGHT,
         label_smoothing=options.label_smoothing,
     )
-    return train(module, options, model, context, objective=objective, after_step=after_step, name=name)
+    return train(module, options, model, context, objective=objective, name=name)

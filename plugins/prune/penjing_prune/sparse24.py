@@ -51,6 +51,10 @@ class Sparse24(TrainingOptions, Technique):
                 hint="Leave prune.sparse24 out; prune.structured is faster everywhere.",
             )
 
+    def explain(self, device: Device, backend: Backend) -> str:
+        """Say what is set to zero, and what an engine must be built with to be faster for it."""
+        return f"{super().explain(device, backend)} An engine uses them with tensorrt.sparse = true."
+
     def naive(self) -> Self:
         """Return the form without training."""
         return dataclasses.replace(self, epochs=0)
@@ -70,15 +74,7 @@ class Sparse24(TrainingOptions, Technique):
         if self.epochs:
             from penjing_prune.recovery import recover
 
-            module = recover(
-                module,
-                self,
-                model,
-                context,
-                name="sparse24",
-                after_step=lambda network: put_on(network, masks),
-            )
-            put_on(module, masks)  # a running average of weights obeys them too, to the bit
+            module = recover(module, self, model, context, name="sparse24")  # training holds what is zero
         _tell(module, masks, context)
         return model.become("torch", module)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,16 +43,13 @@ class Edit:
         """Return the edit that `to_json` wrote; InputError for anything else."""
         try:
             return Edit(
-                tuple(
-                    (tuple(map(_text, t["names"])), _number(t["dim"]), tuple(map(_number, t["keep"])))
-                    for t in data["tensors"]
-                ),
+                tuple((_names(t["names"]), _number(t["dim"]), _kept(t["keep"])) for t in data["tensors"]),
                 tuple(
                     (_text(a["module"]), _text(a["name"]), _number(a["value"])) for a in data["attributes"]
                 ),
                 tuple(map(_text, data.get("opened", ()))),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"The list of structural edits is damaged: {error!r}.", hint="Run the step again."
             ) from error
@@ -153,7 +151,7 @@ def _is_direction(module: nn.Module, name: str, dim: int) -> bool:
 def _replace(module: nn.Module, names: Iterable[str], new: torch.Tensor) -> None:
     for name in names:
         owner, _, attribute = name.rpartition(".")
-        part = module.get_submodule(owner)
+        part = _part(module, owner)
         if isinstance(new, nn.Parameter):
             part._parameters[attribute] = new
         else:
@@ -181,6 +179,20 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    names = tuple(map(_text, values))
+    if not names:
+        raise ValueError("a tensor has no name")
+    return names
+
+
+def _kept(values: Any) -> tuple[int, ...]:
+    kept = tuple(map(_number, values))
+    if any(b <= a for a, b in pairwise(kept)):
+        raise ValueError("indices that stay are not in order")
+    return kept
 
 
 def _number(value: Any) -> int:

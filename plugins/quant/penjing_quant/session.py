@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from penjing import onnx_session
 from penjing.errors import StepError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Network:
         probe.CopyFrom(model)
         have = {output.name for output in probe.graph.output}
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.names if name not in have)
-        self.session = _load(probe, simulated)
+        # as it stands: fused kernels may overflow too
+        self.session = _load(probe, optimise=not simulated)
 
     def __call__(self, pixels: Array) -> dict[str, Array]:
         """Run one photograph [1, channels, height, width], repeated where the network has a fixed batch."""
@@ -58,17 +60,8 @@ class Network:
         return {self.input.name: pixels, **outputs} if self.echo else outputs
 
 
-def _load(model: onnx.ModelProto, simulated: bool) -> ort.InferenceSession:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if simulated:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, which share no other base
-        raise StepError(f"onnxruntime cannot load the network: {error}") from error
+def _load(model: onnx.ModelProto, *, optimise: bool) -> ort.InferenceSession:
+    return onnx_session.load(model.SerializeToString(), name="the network", threads=0, optimise=optimise)
 
 
 class Walk:
@@ -117,7 +110,7 @@ class Walk:
         wanted = [t for t in made if t == target or self.last.get(t, 0) >= end]
         if not wanted:
             return
-        session = _load(self._part(stretch, wanted), True)
+        session = _load(self._part(stretch, wanted), optimise=False)
         feeds = {t for node in stretch for t in reads(node)} & set(self.alive)
         for t in wanted:
             self.alive[t] = []
