@@ -105,18 +105,34 @@ def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
 
 def _measure(tensor: onnx.TensorProto, path: Path) -> None:
     """Refuse weights whose bytes do not fill their shape; onnx's checker looks for them since 1.21 only."""
+    import onnx
     import onnx_ir as ir
 
-    if not tensor.HasField("raw_data"):
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
     except (TypeError, ValueError):  # strings, and what onnx's checker has to say something of
         return
-    wanted, held = -(-math.prod(tensor.dims) * bits // 8), len(tensor.raw_data)
+    count = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        wanted, held, what = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+    else:
+        fields = (
+            tensor.float_data,
+            tensor.int32_data,
+            tensor.int64_data,
+            tensor.double_data,
+            tensor.uint64_data,
+        )
+        wanted, held, what = count, sum(map(len, fields)), "numbers"
+        if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
+            wanted *= 2
+        elif bits < 8:  # several in one number
+            wanted = -(-count * bits // 8)
     if wanted != held:
         raise InputError(
             f"{path} is damaged: its weights {tensor.name!r} of shape {list(tensor.dims)} "
-            f"take {wanted} bytes, and there are {held}.",
+            f"take {wanted} {what}, and there are {held}.",
             hint=_AGAIN,
         )

@@ -8,6 +8,7 @@ import onnx
 import penjing_onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from penjing import onnx_file
 from penjing.errors import InputError
 from penjing.preprocess import Preprocess
 
@@ -191,6 +192,37 @@ def test_weights_that_do_not_fill_their_shape_are_refused(tmp_path, change):
     assert f"'w' of shape [4, 3, 3, 3] take 432 bytes, and there are {432 + change}" in refusal(
         saved(model, tmp_path)
     )
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.BFLOAT16]
+)
+def test_weights_given_as_numbers_are_counted_too(tmp_path, kind):
+    typed = helper.make_tensor("typed", kind, [2, 3], [0] * 6)
+    assert not typed.HasField("raw_data")
+    open_onnx(saved(tiny(initializers=[typed]), tmp_path))
+    typed.dims[0] = 2**40
+
+    assert "take 3298534883328 numbers, and there are 6" in refusal(
+        saved(tiny(initializers=[typed]), tmp_path)
+    )
+
+
+def test_weights_without_any_numbers_are_refused(tmp_path):
+    empty = TensorProto(name="empty", data_type=TensorProto.FLOAT, dims=[4])
+
+    assert "take 4 numbers, and there are 0" in refusal(saved(tiny(initializers=[empty]), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.COMPLEX64, TensorProto.INT4, TensorProto.BOOL, TensorProto.STRING]
+)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_onnx_writes_as_numbers_is_read(tmp_path, kind, count):
+    values = [b"a"] * count if kind == TensorProto.STRING else [1] * count
+    model = tiny(opset=21, ir=10, initializers=[helper.make_tensor("typed", kind, [count], values)])
+
+    assert len(onnx_file.read(saved(model, tmp_path)).graph.initializer) == 2
 
 
 def test_weights_of_four_bits_share_bytes(tmp_path):
