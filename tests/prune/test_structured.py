@@ -281,6 +281,23 @@ def test_the_plan_says_what_is_asked(context: Context) -> None:
     assert "3 steps" in line
 
 
+def test_layers_that_are_excluded_keep_their_channels_and_the_plan_says_so(context: Context) -> None:
+    module = plain(16, 16)
+    step = Structured(macs=0.5, channel_multiple=1, exclude=("0",))
+
+    small = step.apply(torch_model(module), context).value
+
+    assert small[0].out_channels == 16
+    assert small[3].out_channels < module[3].out_channels
+    assert ("0", "exclude names 0") in step.stays(torch_model(module))
+
+
+def test_a_pattern_that_excludes_nothing_is_refused_with_the_nearest_name(context: Context) -> None:
+    with pytest.raises(StepError, match="'00' names no layer") as error:
+        Structured(exclude=("00",)).apply(torch_model(plain(16)), context)
+    assert "0" in error.value.hint
+
+
 def test_the_plan_says_which_layers_stay_and_why() -> None:
     stays = dict(Structured().stays(torch_model(networks.ConstantView())))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
+from penjing.errors import StepError, did_you_mean
 
 from penjing_prune.labels import Ids, Union, varying
 from penjing_prune.trace import Cut, Traced
@@ -129,6 +131,29 @@ def _groups(traced: Traced, roots: Ids, reasons: dict[int, str]) -> tuple[list[G
         leaf, width = traced.leaves[source[0]], places[source].shape[1]
         groups.append(Group(leaf.names[0], units, places, width, leaf.shape[source[1]]))
     return groups, reasons
+
+
+def excluded(traced: Traced, patterns: Iterable[str]) -> dict[int, str]:
+    """Return the ids of the output channels of layers that `patterns` name, with the reason that they stay.
+
+    Raises StepError for a pattern (a name, maybe with * and ?) that names no layer.
+    """
+    layers: dict[str, list[Ids]] = defaultdict(list)
+    for number, dim in sorted(_brought_forth(traced)):
+        leaf = traced.leaves[number]
+        for name in leaf.names:
+            layers[name.rpartition(".")[0] or name].append(leaf.ids[dim])
+    found: dict[int, str] = {}
+    for pattern in patterns:
+        matches = [name for name in layers if fnmatchcase(name, pattern)]
+        if not matches:
+            raise StepError(
+                f"exclude: {pattern!r} names no layer with weights.",
+                hint=did_you_mean(pattern, sorted(layers)),
+            )
+        for ids in (ids for name in matches for ids in layers[name]):
+            found |= dict.fromkeys(ids.tolist(), f"exclude names {pattern}")
+    return found
 
 
 def _touched(traced: Traced, roots: Ids, stays: npt.NDArray[np.bool_]) -> Iterator[tuple[Place, Ids, Ids]]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from penjing_prune.comparison import TOLERANCE, compare, difference, light_copy
-from penjing_prune.groups import Group, Structure, structure
+from penjing_prune.groups import Group, Structure, excluded, structure
 from penjing_prune.guesses import Attributes, coupled, elsewhere, guesses, holders, sequences
 from penjing_prune.heads import open_heads, openable
 from penjing_prune.labels import Ids, varying
@@ -55,17 +55,18 @@ class Analysis:
         return compare(module, change, self.example, watch=self.watch)
 
 
-def analyse(module: nn.Module, example: tuple[Any, ...]) -> Analysis:
+def analyse(module: nn.Module, example: tuple[Any, ...], exclude: Iterable[str] = ()) -> Analysis:
     """Trace a module, and try out every place in its code where a number of channels may be written down.
 
-    Works on a copy. A place that does not follow the channels is left alone, with those channels.
+    Works on a copy. A place that does not follow the channels is left alone, with those channels, and so are the
+    layers that `exclude` names.
     """
     copied = copy.deepcopy(module)
     _enliven(copied)
     copied, opened = _open(copied, example)
     traced = trace(copied, example)
     axes: dict[int, int] = {}
-    fixed: dict[int, str] = {}
+    fixed = excluded(traced, exclude)
     attributes: dict[tuple[str, str], Ids] = {}
     analysis = Analysis(
         copied, example, traced, structure(traced, axes, fixed), attributes, opened=tuple(opened)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ class Pruning:
 
     def _analyse(self) -> Analysis:
         self.context.progress.begin("finding which channels belong together")
-        analysis = analyse(self.module, self.example)
+        analysis = analyse(self.module, self.example, self.step.exclude)
         self.context.progress.end(f"{len(analysis.structure.groups)} groups")
         if not self.edits:
             self.alone = list(analysis.structure.alone)
@@ -244,10 +244,10 @@ class Pruning:
             self.context.show(Table("Layers that keep channels", ["layer", "channels", "why"], rows))
 
 
-def left_alone(model: Model) -> tuple[tuple[str, str], ...]:
+def left_alone(model: Model, exclude: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
     """Return the layers of a model that keep channels, each with the reason; PlanError where it cannot be run."""
     try:
-        alone = analyse(model.value, _example(model)).structure.alone
+        alone = analyse(model.value, _example(model), exclude).structure.alone
     except PenjingError:
         raise
     except Exception as error:  # whatever somebody's network raises

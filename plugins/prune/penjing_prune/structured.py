@@ -62,6 +62,9 @@ class Structured(TrainingOptions, Technique):
         0, "Leave channels in multiples of this; 0 takes the device's, 1 any number.", between=(0, 1024)
     )
     floor: float = option(0.125, "Smallest share of its channels that a layer keeps.", between=(0, 1))
+    exclude: tuple[str, ...] = option(
+        (), "Layers that keep their channels, by name or pattern (* and ?), and what hangs on them."
+    )
     steps: int = option(1, "Steps in which the target is approached.", between=(1, 100))
     epochs: int = option(0, "Times that all photographs are seen after each step.", between=(0, 10_000))
     images: int = option(
@@ -107,7 +110,7 @@ class Structured(TrainingOptions, Technique):
         """Return the layers that keep all or some of their channels, found by trying removals out."""
         from penjing_prune.pruning import left_alone
 
-        return left_alone(model)
+        return left_alone(model, self.exclude)
 
     def resources(self, device: Device, backend: Backend) -> dict[str, Any]:
         """Return the multiple, the version of torch, and for a latency what it is measured with."""
