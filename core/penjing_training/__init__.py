@@ -13,6 +13,6 @@ A step that trains inherits the options, and calls the loop inside `apply`:
             return model.become("torch", train(model.value, self, model, context, objective=objective))
 """
 
-from penjing_training.options import TrainingOptions
+from penjing_training.options import TeacherOptions, TrainingOptions
 
-__all__ = ["TrainingOptions"]
+__all__ = ["TeacherOptions", "TrainingOptions"]

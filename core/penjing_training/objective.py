@@ -11,6 +11,7 @@ from penjing.errors import StepError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from penjing_training.options import TEMPERATURE, WEIGHT
 from penjing_training.photographs import Batch
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class Distil(Objective):
         self,
         teacher: Model | None,
         *,
-        temperature: float = 2.0,
-        weight: float = 0.7,
+        temperature: float = TEMPERATURE,
+        weight: float = WEIGHT,
         label_smoothing: float = 0.0,
     ) -> None:
         self.teacher = Teacher(teacher)

@@ -7,6 +7,9 @@ from typing import Literal
 
 from penjing.options import option
 
+#: of distillation: what scores are divided by before they are compared, and the teacher's share where there are labels
+TEMPERATURE, WEIGHT = 2.0, 0.7
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -56,3 +59,15 @@ class TrainingOptions:
         between=(0, 1_000_000),
     )
     tensorboard: bool = option(False, "Write curves for TensorBoard into the step's folder.")
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The options of steps that learn from another network's scores."""
+
+    temperature: float = option(
+        TEMPERATURE, "What scores are divided by before they are compared.", between=(0.01, 100)
+    )
+    weight: float = option(
+        WEIGHT, "The teacher's share where there are labels, which have the rest.", between=(0, 1)
+    )

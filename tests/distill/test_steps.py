@@ -8,6 +8,7 @@ import pytest
 import torch
 from penjing.errors import PlanError, StepError
 from penjing_distill.steps import Attention, Features, Logits, Student
+from torch.nn import functional
 
 QUICK = {"epochs": 15, "learning_rate": 2e-2, "batch_size": 8}
 TAUGHT = [Logits, Features, Attention]
@@ -38,6 +39,27 @@ def test_a_network_learns_from_the_original_with_and_without_labels(
     assert right(result.value) > 0.85
     assert result.labels == untrained.labels
     assert result.preprocess == untrained.preprocess
+
+
+@pytest.mark.parametrize("kind", [Features, Attention])
+def test_the_layers_inside_come_nearer_to_the_teachers_only_where_the_hint_counts(kit, context, taught, kind):
+    context = dataclasses.replace(context, original=taught)
+    start = kit.as_model(kit.network(5), ("a", "b", "c"))
+    images = torch.rand(8, *taught.inputs[0].shape[1:])
+
+    def apart(network):
+        maps = [part(images) for part in (network[:2], taught.value[:2])]
+        if kind is Attention:
+            maps = [one.square().mean(1) for one in maps]
+        mine, its = (functional.normalize(one.flatten(1)) for one in maps)
+        return float((mine - its).square().mean())
+
+    with torch.no_grad():
+        options = {**QUICK, "weight": 1.0, "layers": ("1",)}
+        without = apart(kind(hint=0.0, **options).apply(start, context).value)
+        with_it = apart(kind(hint=100.0, **options).apply(start, context).value)
+
+    assert with_it < without / 2
 
 
 @pytest.mark.parametrize("kind", TAUGHT)

@@ -332,4 +332,5 @@ def test_all_photographs_are_seen_again_for_the_batch_norms_of_the_best_and_of_t
     options = dataclasses.replace(QUICK, learning_rate=learning_rate)
     train(kit.network(), options, kit.as_model(kit.network()), make_context())
 
+    assert alike == [learning_rate > 0], "the best is the last where it learns, else the first"
     assert len(whole) == (1 if alike[0] else 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from penjing.errors import PlanError, StepError
 from penjing.options import option
 from penjing.step import Source, Technique
-from penjing_training import TrainingOptions
+from penjing_training import TeacherOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from penjing.device import Device
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Taught(TrainingOptions, Technique):
+class _Taught(TrainingOptions, TeacherOptions, Technique):
     """What all steps share that learn from a teacher: the original model unless another is named."""
 
     accepts = frozenset({"torch"})
@@ -28,12 +28,6 @@ class _Taught(TrainingOptions, Technique):
 
     teacher: str = option("", "Source of the teacher; empty is the original model.")
     teacher_weights: str = option("", "File of weights for the teacher named.")
-    temperature: float = option(
-        2.0, "What scores are divided by before they are compared.", between=(0.01, 100)
-    )
-    weight: float = option(
-        0.7, "The teacher's share where there are labels, which have the rest.", between=(0, 1)
-    )
 
     def check(self, device: Device, backend: Backend) -> None:
         """Raise PlanError for weights of a teacher that is not named."""

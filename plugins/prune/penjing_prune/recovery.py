@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from penjing.step import Context
     from penjing_training import TrainingOptions
 
-#: the teacher's share of the loss where there are labels, and the temperature of the comparison
-WEIGHT, TEMPERATURE = 0.7, 2.0
-
 
 def recover(
     module: nn.Module,
@@ -26,10 +23,5 @@ def recover(
     name: str,
 ) -> nn.Module:
     """Return a trained copy of `module`; the teacher is the original model, or what the step was given."""
-    objective = Distil(
-        context.original or model,
-        temperature=TEMPERATURE,
-        weight=WEIGHT,
-        label_smoothing=options.label_smoothing,
-    )
+    objective = Distil(context.original or model, label_smoothing=options.label_smoothing)
     return train(module, options, model, context, objective=objective, name=name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penjing.errors import PlanError, StepError
 from penjing.options import option
 from penjing.step import Backend, Context
-from penjing_training import TrainingOptions
+from penjing_training import TeacherOptions, TrainingOptions
 
 from penjing_quant.quantiser import Quantiser
 from penjing_quant.static import StaticQuantisation
@@ -32,19 +32,13 @@ FLOAT_AGREES, INTEGERS_AGREE = 40.0, 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantisationAwareTraining(TrainingOptions, StaticQuantisation):
+class QuantisationAwareTraining(TeacherOptions, TrainingOptions, StaticQuantisation):
     """Turn weights and activations into 8-bit integers as quant.static does, then train with them in place."""
 
     name = "quant.qat"
     needs = frozenset({"calibration", "training"})
 
     learning_rate: float = option(1e-4, "Highest learning rate.", between=(0, 100))
-    temperature: float = option(
-        2.0, "What scores are divided by before they are compared.", between=(0.01, 100)
-    )
-    weight: float = option(
-        0.7, "The float network's share where there are labels, which have the rest.", between=(0, 1)
-    )
     learn_scales: bool = option(False, "Learn the scales of weights and activations too.")
 
     def check(self, device: Device, backend: Backend) -> None:
