@@ -43,6 +43,11 @@ def open_factory(source: str, weights: Path | None, preprocess: Preprocess | Non
         return network
 
     network = make(build, source)
+    if type(network).__name__ == "RecursiveScriptModule":
+        raise InputError(
+            f"{source} is TorchScript, which can be neither traced nor changed.",
+            hint="Return the network before torch.jit.script or torch.jit.trace.",
+        )
     try:
         network = folded(network)  # a factory may return one that others hold too
     except Exception as error:  # whatever a module's own __deepcopy__ raises

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing.errors import InputError
 
-from penjing_torch.fold import fold_masks
+from penjing_torch.fold import fold_weights
 from penjing_torch.sources import first_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ EXPANSION = 4
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a file of weights into `module`; InputError lists what does not fit, with nothing loaded."""
     wanted = module.state_dict()
-    found = _unwrapped(fold_masks(read_weights(path), path), wanted)
+    found = _unwrapped(fold_weights(read_weights(path), path, wanted), wanted)
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in wanted]
     shapes = [

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 #: part of every job, so that what another version wrote is not taken up
-VERSION = "2"
+VERSION = "3"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON state as one safetensors file."""
+    """Write tensors and a JSON state as one safetensors file, with the digest of both."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(whole, metadata={"state": json.dumps(state)}))
+    text = json.dumps(state)
+    metadata = {"state": text, "digest": digest(text, digest_of(whole))}
+    write_bytes(path, save(whole, metadata=metadata))
 
 
 def read(path: Path, job: str) -> tuple[Tensors, dict[str, Any]] | None:
@@ -31,10 +33,11 @@ def read(path: Path, job: str) -> tuple[Tensors, dict[str, Any]] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            if state["job"] != job:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - no mapping
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        state = json.loads(metadata["state"])
+        whole = metadata["digest"] == digest(metadata["state"], digest_of(tensors))
+        return (tensors, state) if whole and state["job"] == job else None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None  # a damaged one is one that is not there: training begins anew
 

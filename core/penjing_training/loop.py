@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,9 +126,10 @@ class _Job:
         self._read(data, preprocess)
         self.course = Course(len(self.photos), options, context.seed, self.ranks.rank, self.ranks.world)
         if self.course.batch < 2 * self.ranks.world:
+            where = f" for {self.ranks.world} processes" if self.ranks.world > 1 else ""
             raise StepError(
-                f"A batch of {self.course.batch} photographs is too small for {self.ranks.world} processes.",
-                hint="Each needs two at least: raise batch_size, add photographs, or start fewer processes.",
+                f"A batch of {self.course.batch} photographs is too small{where}.",
+                hint="Each process needs two at least: raise batch_size, add photographs, or start fewer processes.",
             )
         self._begin(model, module)
         self.step, self.waited = 0, 0
@@ -252,7 +254,11 @@ class _Job:
         total = 0.0
         for part in range(count):
             batch, share = self._batch(parts, part)
-            with parallel.unsynchronised(self.wrapped, part < count - 1), torch.autocast(**self.cast):  # type: ignore[arg-type]  # a dict of them
+            with (
+                self._told(),
+                parallel.unsynchronised(self.wrapped, part < count - 1),
+                torch.autocast(**self.cast),  # type: ignore[arg-type]  # a dict of them
+            ):
                 loss = self.wrapped(batch.inputs, batch.targets) * share
                 self.scaler.scale(loss).backward()
             total += float(loss.detach())
@@ -269,6 +275,19 @@ class _Job:
         if self.average is not None:
             follow(self.average, self.network, self.options.ema, self.step)
         return total
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what a network's own code raises while it is trained."""
+        try:
+            yield
+        except RuntimeError as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StepError(
+                f"The network fails in step {self.step + 1} of {self.name}: {first}",
+                hint="In training its code runs on batches, and gradients go back through it. accumulate makes parts "
+                "of a batch smaller: lower it where a part is too small, raise it where memory is short.",
+            ) from error
 
     def _batch(self, parts: Iterator[tuple[Tensor, Tensor]], part: int) -> tuple[Batch, float]:
         """Return the next part of a batch, and the weight of its mean: its share, times the processes."""
@@ -339,6 +358,11 @@ class _Job:
                 parallel.spread_buffers(self.network, self.ranks)
                 self._consider(self.network, step)
         state = self.best[1]
+        if self.step and not all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point()):
+            raise StepError(
+                f"Training ended with weights that are infinite or NaN, after {self.step} steps.",
+                hint="Lower learning_rate; weights in half precision have to be float32 for training.",
+            )
         self.ranks.agree(checkpoint.digest_of(state), "result of training")
         self._tell()
         self._save(finished=True)

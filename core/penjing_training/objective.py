@@ -107,6 +107,11 @@ class Distil(Objective):
                 f"The teacher, {self.teacher.model.source}, puts out NaN.",
                 hint="Its weights are damaged, or lie in a precision that it overflows.",
             )
+        if not any(output.is_floating_point() for output in wanted):
+            raise StepError(
+                f"The teacher, {self.teacher.model.source}, puts out no floating-point numbers to learn from.",
+                hint="Give a network that puts out scores rather than classes.",
+            )
         shapes = [[list(output.shape[1:]) for output in found] for found in (mine, wanted)]
         if shapes[0][: len(wanted)] != shapes[1]:
             raise StepError(
@@ -125,7 +130,7 @@ class Distil(Objective):
     def taught(self, outputs: Outputs, wanted: Outputs) -> Tensor:
         """Return the mean distance of the outputs from the teacher's."""
         # in training some networks put out more than in use: their auxiliary heads come last
-        pairs = zip(outputs, wanted, strict=False)
+        pairs = [(mine, its) for mine, its in zip(outputs, wanted, strict=False) if its.is_floating_point()]
         return torch.stack([self._distance(mine, its) for mine, its in pairs]).mean()
 
     def _distance(self, mine: Tensor, wanted: Tensor) -> Tensor:
@@ -152,9 +157,14 @@ def divergence(mine: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 
 
 def relative_error(mine: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean squared distance over the variance of `wanted`: outputs of any scale weigh the same."""
+    """Return the mean squared distance over the variance of `wanted`: outputs of any scale weigh the same.
+
+    Where `wanted` is the same everywhere, its square stands for the variance.
+    """
     mine, wanted = mine.float(), wanted.float()
-    return functional.mse_loss(mine, wanted) / (wanted.var(correction=0) + 1e-12)
+    power = wanted.square().mean()
+    spread = torch.maximum(wanted.var(correction=0), 1e-3 * power)
+    return functional.mse_loss(mine, wanted) / (spread + 1e-12)
 
 
 class Teacher:

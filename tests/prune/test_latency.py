@@ -216,9 +216,7 @@ def test_what_was_chosen_before_a_kill_is_chosen_after_it(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.3)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    context = dataclasses.replace(context, scratch=scratch)
+    context = dataclasses.replace(context, scratch=tmp_path / "scratch")
     step, model = Structured(latency=0.5, channel_multiple=1), torch_model(network())
     first = step.apply(model, context).value
     told = dict(context.details)

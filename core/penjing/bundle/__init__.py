@@ -244,16 +244,23 @@ def _inputs(model: Model, plan: Plan) -> Array:
     height, width = (side or 224 for side in model.inputs[0].shape[2:])
     if preprocess is None:
         return noise.standard_normal((1, model.inputs[0].shape[1] or 3, height, width), np.float32)
-    if plan.data is None:
+    found: list[Array] = []
+    if plan.data is not None:
+        for photo in plan.data.calibrate.photos:
+            # of different sizes there is no batch
+            if len(found) == (GOLDEN if preprocess.size else 1):
+                break
+            if photo.path in plan.data.broken:
+                continue
+            try:
+                found.append(preprocess.pixels(read_photo(photo.path)))
+            except InputError as error:  # decoded here for the first time
+                plan.data.broken.add(photo.path, error.message)
+    if not found:
         images = [
             Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(GOLDEN)
         ]
-        return np.stack([preprocess.pixels(image) for image in images])
-    found: list[Array] = []
-    for photo in plan.data.calibrate.photos:
-        # of different sizes there is no batch
-        if len(found) < (GOLDEN if preprocess.size else 1) and photo.path not in plan.data.broken:
-            found.append(preprocess.pixels(read_photo(photo.path)))
+        found = [preprocess.pixels(image) for image in images]
     return np.stack(found)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from penjing.errors import StepError
 from torch import nn
 from torch.nn import functional
 
@@ -111,8 +112,15 @@ def _gradients(module: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, 
         parameter.requires_grad_(True)
     for batch in batches:
         copied.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            objective(copied(torch.from_numpy(batch.inputs)), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's own
+        try:
+            with torch.enable_grad():
+                objective(copied(torch.from_numpy(batch.inputs)), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's own
+        except RuntimeError as error:  # of the network's own code
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StepError(
+                f"Importance taylor finds no gradients of {len(batch.inputs)} photographs: {first}",
+                hint="Another importance needs none: l2, batchnorm.",
+            ) from error
         yield {
             name: p.detach() * (torch.zeros_like(p) if p.grad is None else p.grad)
             for name, p in copied.named_parameters(remove_duplicate=False)

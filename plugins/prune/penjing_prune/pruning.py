@@ -77,8 +77,11 @@ class Pruning:
         self.context.progress.begin("finding which channels belong together")
         analysis = analyse(self.module, self.example, self.step.exclude)
         self.context.progress.end(f"{len(analysis.structure.groups)} groups")
+        known = {one.layer for one in self.alone}
+        self.alone += [
+            one for one in analysis.structure.alone if one.layer not in known
+        ]  # of a later round too
         if not self.edits:
-            self.alone = list(analysis.structure.alone)
             widths = {group.name: group.total for group in analysis.structure.groups}
             self.limits = dataclasses.replace(self.limits, widths=widths)
         if not analysis.structure.groups:
@@ -133,6 +136,7 @@ class Pruning:
         told = len(self.context.warnings)
         removed = self._removed(analysis, what, share, costs, barred)
         warnings = self.context.warnings[told:]
+        path.parent.mkdir(parents=True, exist_ok=True)
         sealed.write(path, {"removed": removed, "latency": self.latency.details(), "warnings": warnings})
         return removed
 

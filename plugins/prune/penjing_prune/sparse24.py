@@ -96,8 +96,8 @@ def find_masks(module: nn.Module) -> dict[str, torch.Tensor]:
         ):
             continue
         weight = part.weight.detach()
-        if weight.shape[1] % 4:
-            continue
+        if weight.shape[1] % 4 or not isinstance(part._parameters.get("weight"), nn.Parameter):
+            continue  # a weight that is computed, as weight norm does, has no zeros of its own
         last = weight.abs().movedim(1, -1)
         fours = last.reshape(*last.shape[:-1], -1, 4)
         kept = torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, fours.topk(2, dim=-1).indices, True)
