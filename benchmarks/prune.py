@@ -1,6 +1,6 @@
 """Penjing's structured pruning beside torch-pruning, on trained networks: one table, printed as Markdown.
 
-    python benchmarks/prune.py [--only NAME] [--macs SHARE] [--epochs N] [--seeds N] [--keep FOLDER]
+    python benchmarks/prune.py [--only NAME] [--macs SHARE] [--rows ROW …] [--epochs N] [--seeds N] [--keep FOLDER]
 
 Both prune to the same share of MACs and are trained by the same trainer, for the same epochs, on the same photographs
 with the same seeds; torch-pruning's result is trained on labels, as its examples do, Penjing's also by distillation
@@ -157,6 +157,9 @@ NETWORKS = {
 }
 
 
+ROWS = ("torch-pruning, labels", "penjing, labels", "penjing, distillation", "penjing, distillation, INT8")
+
+
 def recipes(network: Network, macs: float, epochs: int) -> dict[str, Steps]:
     """Return the recipes compared, by name: steps with their options."""
     multiple = network.multiple
@@ -165,12 +168,13 @@ def recipes(network: Network, macs: float, epochs: int) -> dict[str, Steps]:
     training = {"epochs": epochs, **network.training}
     labels, teacher = ("peer.labels", training), ("distill.logits", training)
     onnx: Steps = [("onnx.export", {}), ("onnx.simplify", {})]
-    return {
-        "torch-pruning, labels": [theirs, labels, *onnx, RUN],
-        "penjing, labels": [ours, labels, *onnx, RUN],
-        "penjing, distillation": [ours, teacher, *onnx, RUN],
-        "penjing, distillation, INT8": [ours, teacher, *onnx, ("quant.static", {}), RUN],
-    }
+    steps: tuple[Steps, ...] = (
+        [theirs, labels, *onnx, RUN],
+        [ours, labels, *onnx, RUN],
+        [ours, teacher, *onnx, RUN],
+        [ours, teacher, *onnx, ("quant.static", {}), RUN],
+    )
+    return dict(zip(ROWS, steps, strict=True))
 
 
 RUN: tuple[str, dict[str, Any]] = ("onnxrt", {})
@@ -207,7 +211,8 @@ def rows(name: str, options: argparse.Namespace, folder: Path) -> None:
     request = network.make(Place(options.shared), folder / "photographs", options.photographs)
     host = Host([sys.modules[__name__]])
     for macs in (options.macs,) if options.macs else network.shares:
-        wanted = recipes(network, macs, options.epochs)
+        every = recipes(network, macs, options.epochs)
+        wanted = {label: steps for label, steps in every.items() if not options.rows or label in options.rows}
         found: dict[str, list[Any]] = {label: [] for label in wanted}
         for seed in range(options.seeds):
             for label, steps in wanted.items():
@@ -272,6 +277,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--macs", type=float, help="one share of MACs to keep, in place of the usual ones")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(map(repr, ROWS))}"
+    )
     options = arguments(parser, epochs=6, photographs=50_000)
     with TemporaryDirectory() as folder:
         install_peer(Path(folder))

@@ -106,7 +106,7 @@ def _length_times_direction(length: torch.Tensor, direction: torch.Tensor) -> to
     if length.ndim != direction.ndim or len(dims) != 1 or length.shape[dims[0]] != direction.shape[dims[0]]:
         return None
     rest = [d for d in range(direction.ndim) if d != dims[0]]
-    each: torch.Tensor = direction * (length / direction.norm(dim=rest, keepdim=True))
+    each: torch.Tensor = direction * (length / direction.square().sum(rest, keepdim=True).sqrt())
     return each
 
 

@@ -80,6 +80,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Make:
         batch: int | None = 1,
         folder: Path | None = None,
         data: bool = True,
+        images: Path = photographs,
         task: str = "classification",
         **fields: Any,
     ) -> Path:
@@ -91,7 +92,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Make:
             "onnx", source, "tiny.onnx", "0", (Tensor("image", (batch, 3, 8, 8)),), (Tensor("scores", (batch, 3)),),
             table, LABELS,
         )  # fmt: skip
-        photos = open_data(photographs, outputs=3, labels=LABELS) if data else None
+        photos = open_data(images, outputs=3, labels=LABELS, max_broken=1) if data else None
         kind = Classification() if task == "classification" else Fidelity()
         plan: Any = SimpleNamespace(device=device, backend=OnnxRuntime(), data=photos, task=kind)
         report: Any = REPORT

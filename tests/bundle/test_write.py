@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,19 @@ def test_a_bundle_is_all_there_is_and_the_runner_takes_it(pristine: Path) -> Non
 
 def test_the_same_model_gives_the_same_bundle(make: Make, pristine: Path) -> None:
     assert everything(make()) == everything(pristine)
+
+
+@pytest.mark.parametrize("broken", [1, 12])
+def test_photographs_that_are_broken_are_left_out_of_what_is_recorded(
+    make: Make, photographs: Path, tmp_path: Path, broken: int
+) -> None:
+    images = shutil.copytree(photographs, tmp_path / "images")
+    for path in sorted(images.rglob("*.png"))[:broken]:
+        path.write_bytes(path.read_bytes()[:-20])  # its head is whole, so that only decoding tells
+
+    folder = make(folder=tmp_path, images=images)
+
+    assert len(np.load(folder / "golden" / "input.npy")) == bundle.GOLDEN
 
 
 def test_a_new_bundle_takes_the_place_of_the_old_one_whole(make: Make, tmp_path: Path) -> None:

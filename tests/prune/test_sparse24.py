@@ -12,6 +12,7 @@ from penjing.errors import PlanError, StepError
 from penjing.testing import check_step, small_context, torch_model
 from penjing_prune.sparse24 import Sparse24, find_masks
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 def network() -> nn.Module:
@@ -48,6 +49,12 @@ def test_weights_are_sparse_before_and_after_training(epochs: int, tmp_path: Pat
     assert bool((result[2].weight != 0).all())  # depthwise
     assert bool((result[0].weight != 0).all())  # three channels
     assert torch.equal(result[0].weight, module[0].weight) or epochs
+
+
+def test_weights_that_are_computed_are_passed_over() -> None:
+    module = nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.Linear(4, 4))
+
+    assert find_masks(module).keys() == {"1.weight"}
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,16 @@ def test_the_plan_says_what_is_asked(context: Context) -> None:
     assert "3 steps" in line
 
 
+def test_a_network_without_gradients_to_rank_by_is_told_of_other_importances(context: Context) -> None:
+    class Classes(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).argmax(1)
+
+    with pytest.raises(StepError, match="finds no gradients") as error:
+        Structured(importance="taylor").apply(torch_model(Classes(*plain(16))), context)
+    assert "batchnorm" in error.value.hint
+
+
 def test_layers_that_are_excluded_keep_their_channels_and_the_plan_says_so(context: Context) -> None:
     module = plain(16, 16)
     step = Structured(macs=0.5, channel_multiple=1, exclude=("0",))

@@ -23,6 +23,11 @@ def net():
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).train()
 SHARED = nn.Conv2d(3, 4, 3).train()
 def shared(): return SHARED
+def scripted():
+    import torch, warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(net())
 def broken(): raise KeyError("no such thing")
 def number(): return 3
 def needs(width): return nn.Conv2d(3, width, 3)
@@ -179,6 +184,13 @@ def test_a_dynamically_quantised_network_is_refused(tmp_path):
     )
 
     assert "quantised already" in refusal(f"{tmp_path}/q.py:net")
+
+
+def test_torchscript_from_a_factory_is_refused_with_what_to_return_instead(factory):
+    text = refusal(factory("scripted"))
+
+    assert "is TorchScript" in text
+    assert "before torch.jit.script" in text
 
 
 def test_a_network_of_unknown_input_is_refused_with_a_template(factory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -203,6 +204,35 @@ def test_zeros_that_are_a_mask_are_held_and_others_are_trained(kit, context, sha
     trained = train(module, dataclasses.replace(QUICK, ema=0.9), kit.as_model(module), context)
 
     assert bool((trained[3].weight.view(-1)[zeros] == 0).all()) is held
+
+
+def test_what_a_networks_own_code_raises_in_training_is_told(kit, context):
+    class Inplace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = kit.network()[0], kit.network()[5:]
+
+        def forward(self, x):
+            y = self.first(x).relu()
+            y += y.sigmoid().mul_(y)
+            return self.rest(y.mul_(2))
+
+    with pytest.raises(StepError, match="fails in step 1 of training: one of the variables") as error:
+        train(Inplace(), QUICK, kit.as_model(Inplace()), context)
+    assert "gradients go back" in error.value.hint
+
+
+def test_weights_that_end_as_nan_are_no_result(kit, context):
+    data = context.data
+    none = dataclasses.replace(data.select, photos=())
+    context = dataclasses.replace(context, data=dataclasses.replace(data, select=none))
+
+    def spoil(network):
+        network[3].weight.fill_(math.nan) if last.append(1) or len(last) == steps else None
+
+    last, steps = [], QUICK.epochs * max(1, len(data.train) // QUICK.batch_size)
+    with pytest.raises(StepError, match="infinite or NaN"):
+        train(kit.network(), QUICK, kit.as_model(kit.network()), context, after_step=spoil)
 
 
 def test_patience_waits_for_nothing_where_there_is_no_select(kit, context):

@@ -73,6 +73,22 @@ def test_other_outputs_weigh_the_same_at_any_scale():
     )
 
 
+def test_an_output_that_is_always_the_same_is_measured_by_its_size():
+    assert float(relative_error(torch.full((4, 2), 5.5), torch.full((4, 2), 5.0))) == pytest.approx(
+        10, rel=1e-3
+    )
+
+
+def test_outputs_that_are_no_numbers_to_learn_do_not_count(kit):
+    objective = Distil(kit.as_model(kit.network(1)))
+    scores, classes = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+
+    alone = objective.taught((scores,), (scores + 1,))
+    beside = objective.taught((scores, classes), (scores + 1, classes + 1))
+
+    assert float(alone) == float(beside)
+
+
 def outputs(*values):
     return tuple(torch.tensor(value) for value in values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from penjing_training import TrainingOptions, checkpoint
 from penjing_training.loop import train
+from safetensors import safe_open
 from torch import nn
 
 OPTIONS = TrainingOptions(epochs=4, batch_size=8, learning_rate=1e-2, mixup=0.2, ema=0.9, checkpoint_every=2)
@@ -87,6 +89,21 @@ def test_a_damaged_checkpoint_is_as_none(kit, make_context, tmp_path, damage):
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(damage)
     assert checkpoint.read(path, "any") is None
+
+
+@pytest.mark.parametrize("part", [0.4, 0.99])
+def test_a_checkpoint_of_which_one_byte_changed_is_as_none(kit, make_context, tmp_path, part):
+    cut_off(kit, make_context, OPTIONS, 5, tmp_path, kit.network())
+    (path,) = tmp_path.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    with safe_open(path, framework="pt") as file:
+        job = json.loads(file.metadata()["state"])["job"]
+    assert checkpoint.read(path, job) is not None
+
+    content[int(part * len(content))] ^= 1
+    path.write_bytes(content)
+
+    assert checkpoint.read(path, job) is None
 
 
 @pytest.mark.slow
