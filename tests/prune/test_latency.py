@@ -144,6 +144,7 @@ def layer(rows: int, columns: int) -> dict[str, Any]:
     return {
         "kind": "convolution", "input": [1, columns, 8, 8], "output": [1, rows, 8, 8],
         "weight": [rows, columns, 1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
+        "whole_groups": False,
     }  # fmt: skip
 
 
@@ -162,19 +163,26 @@ def test_layers_are_timed_at_multiples_and_at_quarters_of_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "weight", "transposed", "rows"),
+    ("groups", "whole", "weight", "transposed", "rows"),
     [
-        (10, [160, 16, 3, 3], False, [10, 30, 80, 130, 160]),  # each group loses as many
-        (13, [104, 8, 3, 3], False, [8, 16, 32, 48, 80, 96, 104]),  # whole groups go, eight channels each
-        (64, [64, 1, 3, 3], False, [4, 8, 12, 16, 32, 48, 64]),
-        (4, [16, 2, 2, 2], True, [4, 8, 12, 16]),
+        (10, False, [160, 16, 3, 3], False, [10, 30, 80, 130, 160]),  # each group loses as many
+        (
+            13,
+            True,
+            [104, 8, 3, 3],
+            False,
+            [8, 16, 32, 48, 80, 96, 104],
+        ),  # whole groups go, eight channels each
+        (64, True, [64, 1, 3, 3], False, [4, 8, 12, 16, 32, 48, 64]),
+        (4, True, [16, 2, 2, 2], True, [4, 8, 12, 16]),
     ],
 )
 def test_layers_with_groups_are_timed_at_widths_that_they_can_have(
-    context: Context, groups: int, weight: list[int], transposed: bool, rows: list[int]
+    context: Context, groups: int, whole: bool, weight: list[int], transposed: bool, rows: list[int]
 ) -> None:
     about = {
         "kind": "convolution", "weight": weight, "groups": groups, "transposed": transposed, "sides": (True, False),
+        "whole_groups": whole,
         "input": [1, weight[0] if transposed else groups * weight[1], 8, 8], "stride": [1, 1], "padding": [1, 1],
         "dilation": [1, 1],
     }  # fmt: skip

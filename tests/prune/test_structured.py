@@ -291,6 +291,18 @@ def test_a_network_without_gradients_to_rank_by_is_told_of_other_importances(con
     assert "batchnorm" in error.value.hint
 
 
+def test_groups_lose_channels_in_later_steps_as_in_the_first(context: Context) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=4), nn.ReLU(), nn.ChannelShuffle(4),
+        nn.Conv2d(32, 48, 1, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4),
+    )  # fmt: skip
+
+    Structured(macs=0.3, channel_multiple=1, steps=10).apply(torch_model(module), context)
+
+    assert context.details["achieved"] < 0.38  # a shuffle of groups that go whole would stop at 0.46
+    assert [one["layer"] for one in context.details["left_alone"]] == ["8"]
+
+
 def test_layers_that_are_excluded_keep_their_channels_and_the_plan_says_so(context: Context) -> None:
     module = plain(16, 16)
     step = Structured(macs=0.5, channel_multiple=1, exclude=("0",))

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,21 @@ class Analysis:
         return compare(module, change, self.example, watch=self.watch)
 
 
-def analyse(module: nn.Module, example: tuple[Any, ...], exclude: Iterable[str] = ()) -> Analysis:
+def analyse(
+    module: nn.Module,
+    example: tuple[Any, ...],
+    exclude: Iterable[str] = (),
+    whole_groups: Mapping[str, bool] | None = None,
+) -> Analysis:
     """Trace a module, and try out every place in its code where a number of channels may be written down.
 
     Works on a copy. A place that does not follow the channels is left alone, with those channels, and so are the
-    layers that `exclude` names.
+    layers that `exclude` names. `whole_groups` is as for `trace`.
     """
     copied = copy.deepcopy(module)
     _enliven(copied)
     copied, opened = _open(copied, example)
-    traced = trace(copied, example)
+    traced = trace(copied, example, whole_groups)
     axes: dict[int, int] = {}
     fixed = excluded(traced, exclude)
     attributes: dict[tuple[str, str], Ids] = {}

@@ -125,14 +125,7 @@ def points(width: int, multiple: int, step: int = 1) -> list[int]:
 def _step(about: dict[str, Any]) -> int:
     """Return how many indices of the first dimension of a weight go together, as `products._grouped` has it."""
     groups = about.get("groups", 1)
-    return int(about["weight"][0] // groups if _wholly(about) else groups)
-
-
-def _wholly(about: dict[str, Any]) -> bool:
-    """Tell whether a convolution loses whole groups, rather than channels of each."""
-    groups = about.get("groups", 1)
-    inside = about["weight"][0] // groups if about.get("transposed") else about["weight"][1]
-    return bool(groups > 1 and groups >= inside)
+    return int(about["weight"][0] // groups if about.get("whole_groups") else groups)
 
 
 def _interpolated(
@@ -156,7 +149,7 @@ def _layer(about: dict[str, Any], output: Sequence[int], rows: int, columns: int
         return {"kind": "linear", "input": [about["rows"], columns], "weight": [columns, rows]}
     first, _, *kernel = about["weight"]
     groups, transposed = about["groups"], about["transposed"]
-    if _wholly(about):
+    if about["whole_groups"]:
         groups = max(1, rows * groups // first)
     taken, made = (rows, columns * groups) if transposed else (columns * groups, rows)
     return {

@@ -21,7 +21,7 @@ def convolution(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[
     """Take up the channels of the input and bring forth those of the output.
 
     Groups stay of equal size: where there are more groups than channels in one, whole groups go and the others
-    stay as they are; else the same channel of every group goes.
+    stay as they are; else the same channel of every group goes. What was decided before stays decided.
     """
     source, weight, bias = args[0], args[1], args[2]
     transposed, groups = args[6], args[8]
@@ -57,6 +57,7 @@ def _note_product(
         *zip(("stride", "padding", "dilation"), (tuple(a) for a in args[3:6]), strict=True),
         ("transposed", args[6]),
         ("groups", args[8]),
+        ("whole_groups", args[8] > 1 and tracer.result.whole_groups[leaf.names[0] if leaf else ""]),
         ("sides", tuple(side is not None for side in sides)),
     )
     name = leaf.names[0] if leaf else ""
@@ -86,7 +87,7 @@ def _grouped(
     """Join channels so that groups stay equal; return those of the input and of the output."""
     leaf = tracer.origin(weight)
     each = 0 if inputs is None else len(inputs) // groups
-    wholly = groups >= each
+    wholly = tracer.result.whole_groups.setdefault(leaf.names[0] if leaf else "", groups >= each)
     named = any(getattr(module, "groups", None) == groups for _, module in tracer.owners(leaf))
     outputs = tracer.union.fresh(width) if transposed else rows
     if inputs is not None and rows is None and groups == len(inputs) == width:

@@ -49,6 +49,8 @@ class Pruning:
         self.latency: Latency | None = None
         self.scores: list[Scores] | None = None
         self.worst = 0.0
+        #: how convolutions with groups lose channels: as in the first round, though they become narrower
+        self.whole_groups: dict[str, bool] = {}
         multiple = step.channel_multiple or context.device.channel_multiple
         self.limits = Limits(step.floor, multiple)
 
@@ -75,7 +77,8 @@ class Pruning:
 
     def _analyse(self) -> Analysis:
         self.context.progress.begin("finding which channels belong together")
-        analysis = analyse(self.module, self.example, self.step.exclude)
+        analysis = analyse(self.module, self.example, self.step.exclude, self.whole_groups)
+        self.whole_groups = analysis.traced.whole_groups
         self.context.progress.end(f"{len(analysis.structure.groups)} groups")
         known = {one.layer for one in self.alone}
         self.alone += [

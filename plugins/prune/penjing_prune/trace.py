@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,19 @@ class Traced:
     scales: set[str] = dataclasses.field(default_factory=set)
     #: the network keeps some of what it computes and drops the rest, as detectors do
     chooses: bool = False
+    #: by the name of its weight, whether a convolution with groups loses whole groups, rather than channels of each
+    whole_groups: dict[str, bool] = dataclasses.field(default_factory=dict)
 
 
-def trace(module: nn.Module, example: tuple[Any, ...]) -> Traced:
-    """Return what `module` does with its channels when it is called with `example`. The module is left as it was."""
+def trace(
+    module: nn.Module, example: tuple[Any, ...], whole_groups: Mapping[str, bool] | None = None
+) -> Traced:
+    """Return what `module` does with its channels when it is called with `example`. The module is left as it was.
+
+    `whole_groups` has what was decided when the network still had all its channels.
+    """
     tracer = _Tracer(module)
+    tracer.result.whole_groups.update(whole_groups or {})
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that no rule could look into
     try:
