@@ -19,7 +19,7 @@ from penjing.testing import small_context, torch_model
 from penjing_prune import latency
 from penjing_prune.allocate import Limits
 from penjing_prune.groups import Group
-from penjing_prune.latency import Latency, Try, Way
+from penjing_prune.latency import Latency, Try
 from penjing_prune.layer_times import FILE, Table, points
 from penjing_prune.pruning import Pruning
 from penjing_prune.structured import EDITS, Structured
@@ -212,11 +212,10 @@ class Seen(Clockwork):
 
 def test_the_way_that_loses_least_is_taken_of_those_that_are_fast_enough() -> None:
     groups, scores = [Group("a", np.arange(4), {}, 1, 4)], [np.array([1.0, 1.0, 1.0, 97.0])]
-    early, late, dear = Way("time", None), Way("time", 1.0), Way("macs", 1.0)
-    found = {early: Try([0], 0.5, 0.8), late: Try([0, 1, 2], 0.5, 0.51), dear: Try([3], 0.5, 0.5)}
+    early, late, dear = Try([0], 0.5, 0.8), Try([0, 1, 2], 0.5, 0.51), Try([3], 0.5, 0.5)
 
-    assert latency._best(found, 0.5, groups, scores) == late
-    assert latency._best({early: found[early]}, 0.5, groups, scores) == early
+    assert latency._best([early, late, dear], 0.5, groups, scores) == late
+    assert latency._best([early], 0.5, groups, scores) == early
 
 
 @pytest.mark.slow
