@@ -161,6 +161,19 @@ def test_a_narrow_layer_of_a_large_network_goes_too() -> None:
     assert cost.total == pytest.approx(1000, abs=2)
 
 
+def test_what_fits_below_the_ceiling_is_given_back_the_worthiest_first() -> None:
+    groups, structure, _ = groups_of([(4, 1), (4, 1)])
+    sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]
+    cost = Cost(structure, [Term((side,), product) for side in sides])
+    scores = [np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.5, 1.6, 1.7, 1.8])]
+
+    removed = choose(groups, scores, cost, 3.0, Limits(0.25, 1), "global", ahead=1, ceiling=4.0)
+
+    assert cost.total == pytest.approx(4)
+    assert groups[0].units[2] not in removed, "worth more than what else was removed"
+    assert len(removed) == 4
+
+
 def test_steps_may_be_priced_by_another_cost_than_that_which_has_the_target() -> None:
     groups, structure, _ = groups_of([(4, 1), (4, 1)])
     sides = [np.flatnonzero(np.isin(structure.roots, g.units)) for g in groups]

@@ -257,7 +257,7 @@ def test_a_network_that_comes_out_again_is_not_timed_again_and_the_aim_moves_on(
         return 0.4
 
     def allocate(
-        way: Any, analysis: Any, terms: Any, groups: Any, scores: Any, aim: float, *rest: Any
+        way: Any, part: Any, analysis: Any, terms: Any, groups: Any, scores: Any, aim: float, *rest: Any
     ) -> Try:
         aims.append(aim)
         return Try([1], aim, 0.4)

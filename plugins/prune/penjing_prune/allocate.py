@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -83,13 +83,15 @@ def choose(
     thrift: float = 0.0,
     ahead: int = 1,
     price: Cost | None = None,
+    ceiling: float = 0.0,
 ) -> list[int]:
     """Return the units to remove so that `cost` comes as near to `target` as these steps allow.
 
     "global" removes the step of least mean importance first, divided by what a unit saves to the power of `thrift`:
     1 is importance for what it saves, 0 importance alone. With `ahead` steps of a group are weighed together, so that
     one that saves little by itself may go for the sake of those behind it, and one that saves nothing does not go.
-    What is saved is of `cost`, or of another that is given as `price`.
+    What is saved is of `cost`, or of another that is given as `price`. In the end steps are taken back that fit below
+    `ceiling`, those first that are worth most for their cost.
     "uniform" removes the same share of every group. Costs are left with these units removed.
     """
     orders = [
@@ -99,7 +101,10 @@ def choose(
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)
     costs = [cost] if price is None else [cost, price]
-    return _Greedy(orders, [np.sort(s) for s in scores], steps, costs, target, thrift, ahead).run()
+    greedy = _Greedy(orders, [np.sort(s) for s in scores], steps, costs, target, thrift, ahead)
+    greedy.run()
+    greedy.give_back(ceiling)
+    return greedy.removed
 
 
 def lost(groups: Sequence[Group], scores: Sequence[Scores], removed: Sequence[int]) -> float:
@@ -133,8 +138,8 @@ class _Greedy:
         #: seconds, or what else the cost is in, that a unit of each group saves where all go that may
         self.worth = [self._worth(i) for i in range(len(steps))] if ahead > 1 else []
 
-    def run(self) -> list[int]:
-        """Return the units to remove."""
+    def run(self) -> None:
+        """Remove units until the target is met."""
         heap = [entry for i in range(len(self.steps)) if (entry := self._cheapest(i)) is not None]
         heapq.heapify(heap)
         closed: list[int] = []
@@ -157,7 +162,35 @@ class _Greedy:
             if (entry := self._cheapest(i)) is not None:
                 heapq.heappush(heap, entry)
         self._nearest(closed)
-        return self.removed
+
+    def give_back(self, ceiling: float) -> None:
+        """Take steps back while the cost stays below `ceiling`."""
+        while (last := max(self._steps_back(ceiling), default=None)) is not None:
+            _, i, back = last
+            units = self._last(i, back)[1]
+            for cost in self.costs:
+                cost.restore(units)
+            kept = set(units)
+            self.removed = [unit for unit in self.removed if unit not in kept]
+            self.at[i] -= back
+
+    def _steps_back(self, ceiling: float) -> Iterator[tuple[float, int, int]]:
+        """Yield the importance that steps back bring for what they cost, the group, and how many steps that is."""
+        before = self.cost.total
+        for i, at in enumerate(self.at):
+            for back in range(1, min(at, self.ahead) + 1):
+                part, units = self._last(i, back)
+                self.cost.restore(units)
+                total = self.cost.total
+                self.cost.remove(units)
+                if total <= ceiling:
+                    yield float(self.scores[i][part].sum()) / max(total - before, 1e-30), i, back
+
+    def _last(self, i: int, back: int) -> tuple[slice, list[int]]:
+        """Return the last steps that a group lost, and the units of them."""
+        steps, at = self.steps[i], self.at[i]
+        part = slice(steps[0] - steps[at - back], steps[0] - steps[at])
+        return part, self.orders[i][part].tolist()
 
     def _part(self, i: int, further: int) -> slice | None:
         """Return which units of a group go with its next steps, least important first; None where it has no more."""

@@ -108,7 +108,7 @@ class Latency:
         for _ in range(TRIES):
             if aim not in asked:
                 found = [
-                    self._allocate(way, analysis, terms, groups, scores, aim * part, limits, ranking, thrift)
+                    self._allocate(way, part, analysis, terms, groups, scores, aim, limits, ranking, thrift)
                     for way, part in (product(WAYS, BELOW) if ranking == "global" else [(WAYS[0], 1.0)])
                 ]
                 best = _best(found, aim, groups, scores)
@@ -141,6 +141,7 @@ class Latency:
     def _allocate(
         self,
         way: Way,
+        part: float,
         analysis: Analysis,
         terms: list[Term],
         groups: Sequence[Group],
@@ -150,13 +151,16 @@ class Latency:
         ranking: Ranking,
         thrift: float,
     ) -> Try:
-        """Return an allocation that takes a share of the time by the table, found in one of several ways."""
+        """Return an allocation that takes a share of the time by the table, found in one of several ways.
+
+        The way goes to a part of that share, and what then fits is given back.
+        """
         assert self._whole is not None
         time = Cost(analysis.structure, terms)
         price = Cost(analysis.structure, macs(analysis.structure)) if way.price == "macs" else None
         removed = choose(
-            groups, scores, time, aim * self._whole, limits, ranking,
-            thrift=way.thrift or thrift, ahead=AHEAD, price=price,
+            groups, scores, time, aim * part * self._whole, limits, ranking,
+            thrift=way.thrift or thrift, ahead=AHEAD, price=price, ceiling=aim * self._whole,
         )  # fmt: skip
         return Try(removed, aim, time.total / self._whole)
 
