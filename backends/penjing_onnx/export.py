@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import PlanError, StepError
+from penjing.errors import PlanError, StepError, first_line
 from penjing.files import digest, write_bytes
 from penjing.onnx_file import LARGEST, signature
 from penjing.options import option
@@ -235,7 +235,7 @@ def _raised(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     except Exception as error:  # the converter raises whatever its C++ raises
         raise StepError(
             f"The file is written in opset {opset_of(graph)} and cannot be raised to {opset}: "
-            f"{str(error).strip().splitlines()[0]}",
+            f"{first_line(error)}",
             hint=f"Export the network again, with opset {opset} or newer.",
         ) from error
     raised.ir_version = max(graph.ir_version, ir_version_of(opset))

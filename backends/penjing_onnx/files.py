@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError
 from penjing.files import inside
-from penjing.onnx_file import LARGEST, constants, read
+from penjing.onnx_file import LARGEST, constants, measure, read, size
 
 if TYPE_CHECKING:
     import onnx
@@ -90,12 +89,11 @@ def _embed(model: onnx.ModelProto, path: Path) -> None:
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")  # absent, as in a file that never had external data
         tensor.raw_data = data
+        measure(tensor, path)
 
 
 def _external(tensor: onnx.TensorProto, path: Path) -> bytes:
     """Return the bytes of a tensor kept in another file, which must lie in the folder of `path`."""
-    import onnx
-
     about = {entry.key: entry.value for entry in tensor.external_data}
     location = about.get("location", "")
     try:
@@ -109,10 +107,9 @@ def _external(tensor: onnx.TensorProto, path: Path) -> bytes:
             f"{path} keeps its weights in {location!r}, which is missing.",
             hint=f"Put {location} next to it, or export the network as one file.",
         )
-    wanted = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     try:
         offset = int(about.get("offset", 0))
-        length = int(about.get("length", wanted))
+        length = int(about.get("length", size(tensor) or 0))
     except ValueError as error:
         raise InputError(f"{path}: the place of {tensor.name!r} in {location} is not a number.") from error
     if offset < 0 or not 0 <= length <= LARGEST or offset + length > file.stat().st_size:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from penjing.errors import StepError
+from penjing.errors import StepError, first_line
 
 from penjing_onnx.decompose import DECOMPOSED
 from penjing_onnx.rewrite import constant, initializer, integer, node_like, replace, static_shape, sweep
@@ -126,7 +126,7 @@ def check_lowered(model: onnx.ModelProto) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         raise StepError(
-            f"The graph cannot be written in opset {opset}: {str(error).strip().splitlines()[0]}",
+            f"The graph cannot be written in opset {opset}: {first_line(error)}",
             hint="Choose a newer opset, or a device whose runtime reads one.",
         ) from error
 

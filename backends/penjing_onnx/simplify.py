@@ -8,7 +8,7 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import StepError
+from penjing.errors import StepError, first_line
 from penjing.step import Technique
 
 from penjing_onnx.export import finish
@@ -112,8 +112,7 @@ def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
             simplified, _ = onnxsim.simplify(onnx.ModelProto.FromString(serialise(model)))
         onnx.checker.check_model(simplified)
     except Exception as error:  # onnxsim raises whatever its C++ raises; the graph as it was is still right
-        lines = str(error).strip().splitlines()
-        return None, f"onnxsim failed ({type(error).__name__}: {lines[0] if lines else ''})."
+        return None, f"onnxsim failed ({type(error).__name__}: {first_line(error)})."
     return simplified, ""
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 from penjing.files import digest
 from penjing.model import Model, Tensor
 from penjing.onnx_file import signature
@@ -82,14 +82,12 @@ def _check(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise InputError(
-            f"{path} is not valid ONNX: {str(error).strip().splitlines()[0]}", hint="Export it again."
-        ) from error
+        raise InputError(f"{path} is not valid ONNX: {first_line(error)}", hint="Export it again.") from error
     warnings = []
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.shape_inference.InferenceError as error:
-        warnings.append(f"The shapes in the graph cannot be inferred: {str(error).strip().splitlines()[0]}")
+        warnings.append(f"The shapes in the graph cannot be inferred: {first_line(error)}")
     if is_quantised(model):
         warnings.append("The model is already quantised: it will not be quantised a second time.")
     if opset_of(model) < 13:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing import onnx_session
 from penjing.agreement import Agreement, compare, worst
-from penjing.errors import StepError
-from penjing.onnx_session import first_line
+from penjing.errors import StepError, first_line
 
 from penjing_onnx.files import opset_of, serialise
 

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 
 from penjing_torch.module import as_model
-from penjing_torch.sources import first_line
 from penjing_torch.weights import check_archive
 
 if TYPE_CHECKING:

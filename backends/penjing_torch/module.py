@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 from penjing.files import digest
 from penjing.model import Model, Tensor
-
-from penjing_torch.sources import first_line
 
 if TYPE_CHECKING:
     import torch

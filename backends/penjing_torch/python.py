@@ -12,12 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, did_you_mean
+from penjing.errors import InputError, did_you_mean, first_line
 from penjing.files import digest
 
 from penjing_torch.fold import folded
 from penjing_torch.module import as_model
-from penjing_torch.sources import first_line, make
+from penjing_torch.sources import make
 from penjing_torch.weights import load_weights
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def open_factory(source: str, weights: Path | None, preprocess: Preprocess | Non
 
     This runs that code. The file, and those that it imports from its folder, count for the fingerprint.
     """
+    import torch
+
     where, _, name = source.rpartition(":")
     content = ""
 
@@ -43,7 +45,7 @@ def open_factory(source: str, weights: Path | None, preprocess: Preprocess | Non
         return network
 
     network = make(build, source)
-    if type(network).__name__ == "RecursiveScriptModule":
+    if isinstance(network, torch.jit.ScriptModule):
         raise InputError(
             f"{source} is TorchScript, which can be neither traced nor changed.",
             hint="Return the network before torch.jit.script or torch.jit.trace.",

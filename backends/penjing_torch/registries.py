@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
-from penjing.errors import InputError, did_you_mean
+from penjing.errors import InputError, did_you_mean, first_line
 from penjing.preprocess import Preprocess
 
 from penjing_torch.module import as_model
-from penjing_torch.sources import first_line, make, split_query
+from penjing_torch.sources import make, split_query
 from penjing_torch.weights import load_weights
 
 if TYPE_CHECKING:

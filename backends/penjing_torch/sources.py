@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from penjing.model import Model
@@ -81,12 +81,6 @@ def make(build: Callable[[], Any], source: str) -> nn.Module:
             hint="Name a function without arguments that returns the network.",
         )
     return module
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _value(text: str) -> Any:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 
 from penjing_torch.fold import fold_weights
-from penjing_torch.sources import first_line
 
 if TYPE_CHECKING:
     import torch

@@ -46,6 +46,12 @@ class PluginError(PenjingError):
     exit_code = 5
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says anything, cut at 300; its type where none does."""
+    said = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in said if line), type(error).__name__)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint for a mistyped `name`: the nearest known names, else all of them."""
     known = sorted(known)

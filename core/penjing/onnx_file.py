@@ -41,7 +41,7 @@ def read(path: Path) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.graph.output:
         raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_AGAIN)
     for tensor in constants(model):
-        _measure(tensor, path)
+        measure(tensor, path)
     return model
 
 
@@ -103,20 +103,26 @@ def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
                 yield from graphs(inner)
 
 
-def _measure(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse weights whose bytes do not fill their shape; onnx's checker looks for them since 1.21 only."""
-    import onnx
+def size(tensor: onnx.TensorProto) -> int | None:
+    """Return the bytes that a constant of its shape and type takes; None for strings, and for an unknown type."""
     import onnx_ir as ir
 
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
-    except (TypeError, ValueError):  # strings, and what onnx's checker has to say something of
+    except (TypeError, ValueError):  # onnx's checker has something to say of the unknown
+        return None
+    return int(-(-math.prod(tensor.dims) * bits // 8))
+
+
+def measure(tensor: onnx.TensorProto, path: Path) -> None:
+    """Raise InputError for weights that do not fill their shape; onnx's checker looks for them since 1.21 only."""
+    import onnx
+
+    wanted = size(tensor)
+    if wanted is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
-    count = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        wanted, held, what = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+        held, what = len(tensor.raw_data), "bytes"
     else:
         fields = (
             tensor.float_data,
@@ -125,11 +131,12 @@ def _measure(tensor: onnx.TensorProto, path: Path) -> None:
             tensor.double_data,
             tensor.uint64_data,
         )
-        wanted, held, what = count, sum(map(len, fields)), "numbers"
+        held, what = sum(map(len, fields)), "numbers"
+        count = math.prod(tensor.dims)
         if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
-            wanted *= 2
-        elif bits < 8:  # several in one number
-            wanted = -(-count * bits // 8)
+            wanted = 2 * count
+        elif wanted >= count:  # else several share one number, as they share one byte
+            wanted = count
     if wanted != held:
         raise InputError(
             f"{path} is damaged: its weights {tensor.name!r} of shape {list(tensor.dims)} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, StepError
+from penjing.errors import InputError, StepError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,13 +27,15 @@ def load(
     floats: bool = False,
     optimise: bool = True,
     optimised: str = "",
+    profile: str = "",
     role: str = "",
 ) -> ort.InferenceSession:
     """Return a session of a file, or of a graph's bytes, on `threads` threads (0: all there are).
 
     `floats` computes in floats what stands between QuantizeLinear and DequantizeLinear: kernels of this CPU may round
     and saturate in other ways than those of the device. Without `optimise` the graph is carried out as it stands;
-    `optimised` names a file to write the optimised graph to. `name` and `role` are for the message of the StepError
+    `optimised` names a file to write the optimised graph to, and `profile` how the one begins that `end_profiling`
+    writes. `name` and `role` are for the message of the StepError
     that is raised where it cannot be loaded.
     """
     import onnxruntime as ort
@@ -50,6 +52,8 @@ def load(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised:
         options.optimized_model_filepath = optimised
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     try:
         return ort.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
@@ -80,9 +84,3 @@ class ImageSession:
                 hint="Compare --preprocess with the model's input, " + str(self._model.inputs[0]) + ".",
             ) from error
         return outputs
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception of onnxruntime says first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from penjing import sealed
 from penjing.environment import packages
-from penjing.errors import InputError, PenjingError, StepError
+from penjing.errors import InputError, PenjingError, StepError, first_line
 from penjing.files import digest, sha256_of, write_bytes, write_text
 from penjing.plan import Plan
 from penjing.ranks import Ranks
@@ -229,9 +229,8 @@ class Run:
         except OSError:
             raise  # said in one place, by `locked`
         except Exception as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StepError(
-                f"{step.name} failed: {type(error).__name__}: {first}",
+                f"{step.name} failed: {type(error).__name__}: {first_line(error)}",
                 hint="What came before is kept. --debug shows where it happened.",
             ) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penjing import sealed
-from penjing.errors import PluginError
+from penjing.errors import PluginError, first_line
 from penjing.exhibit import to_dict
 from penjing.files import inside, sha256_of, sync
 from penjing.model import Model, Tensor
@@ -152,7 +152,7 @@ class Store:
             module.load_state_dict(load_file(str(folder / WEIGHTS)), strict=True)
         except RuntimeError as error:
             raise PluginError(
-                f"The weights that {step.name} left do not fit its skeleton: {str(error).splitlines()[0]}",
+                f"The weights that {step.name} left do not fit its skeleton: {first_line(error)}",
                 hint="A step that changes a module's structure has to return it anew from `skeleton`.",
             ) from error
         return module.eval()

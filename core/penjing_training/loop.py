@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from penjing.data import Data
-from penjing.errors import StepError
+from penjing.errors import StepError, first_line
 from penjing.files import digest
 from penjing.preprocess import Preprocess
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class _Job:
             self._example()
         except RuntimeError as error:
             raise StepError(
-                f"The network does not take two images at a time: {str(error).strip().splitlines()[0]}",
+                f"The network does not take two images at a time: {first_line(error)}",
                 hint="An exported program has a fixed batch: open the network from its Python source.",
             ) from error
 
@@ -282,9 +282,8 @@ class _Job:
         try:
             yield
         except RuntimeError as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StepError(
-                f"The network fails in step {self.step + 1} of {self.name}: {first}",
+                f"The network fails in step {self.step + 1} of {self.name}: {first_line(error)}",
                 hint="In training its code runs on batches, and gradients go back through it. accumulate makes parts "
                 "of a batch smaller: lower it where a part is too small, raise it where memory is short.",
             ) from error

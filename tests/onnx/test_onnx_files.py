@@ -143,6 +143,15 @@ def test_external_data_left_behind_are_named(tmp_path):
     assert "'net.onnx.data', which is missing" in refusal(path)
 
 
+def test_external_data_of_another_length_are_refused(tmp_path):
+    path = external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    next(entry for entry in model.graph.initializer[0].external_data if entry.key == "length").value = "428"
+    path.write_bytes(model.SerializeToString())
+
+    assert "take 432 bytes, and there are 428" in refusal(path)
+
+
 def test_external_data_cut_short_are_refused(tmp_path):
     path = external(tmp_path)
     (tmp_path / "net.onnx.data").write_bytes(b"\0" * 100)

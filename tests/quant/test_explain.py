@@ -10,7 +10,7 @@ from penjing.api import Request, compress
 from penjing.cli import cli
 from penjing.errors import InputError
 from penjing.preprocess import Preprocess
-from penjing_quant.explain import command, explain
+from penjing_quant.explain import explain
 from PIL import Image
 
 MODEL = '''"""A network of a few layers."""
@@ -106,7 +106,7 @@ def test_a_model_that_the_report_does_not_tell_of_is_refused(run, tmp_path):
 
 
 def test_json_has_every_layer_and_tensor(run):
-    result = CliRunner().invoke(command, [str(run), "--json"])
+    result = CliRunner().invoke(cli, ["explain", str(run), "--json"])
     found = json.loads(result.stdout)
     assert set(found["networks"]) == {"nothing", "weights", "activations", "both"}
     assert [layer["op"] for layer in found["layers"]] == ["Conv", "Conv", "Gemm"]

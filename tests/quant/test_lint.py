@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from penjing import Host
+from penjing.cli import cli
 from penjing.errors import InputError, PlanError
-from penjing_quant import lint as module
 from penjing_quant.lint import lint
 from penjing_tensorrt.operators import oldest, readable
 from penjing_tensorrt.scheme import scheme
@@ -323,7 +323,7 @@ def command(monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(Host, "backend", lambda self, name: TENSORRT)
-        result = CliRunner().invoke(module.command, [str(a) for a in arguments])
+        result = CliRunner().invoke(cli, ["lint", *map(str, arguments)])
         return result.exit_code, result.output
 
     return run
@@ -369,7 +369,7 @@ def test_a_file_for_the_dla_is_held_to_the_rules_of_the_dla(tmp_path):
     onnx.save(BROKEN["silu"][0], tmp_path / "net.onnx")
 
     def said(*words):
-        return CliRunner().invoke(module.command, [str(tmp_path / "net.onnx"), "--device", *words])
+        return CliRunner().invoke(cli, ["lint", str(tmp_path / "net.onnx"), "--device", *words])
 
     assert "silu" in said("jetson-agx-orin").output
     assert "silu" not in said("jetson-agx-orin", "--backend", "dla").output

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, StepError
+from penjing.errors import InputError, StepError, first_line
 from penjing.onnx_file import external, read
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(complete)
     except Exception as error:  # onnx raises whatever a damaged file leads it into
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        wrong = (lines[0] if lines else type(error).__name__)[:300]
+        wrong = first_line(error)
     if wrong:
         raise InputError(f"{path} is no valid graph: {wrong}", hint="Export or copy it again.")
     return model
@@ -89,7 +88,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise StepError(
-            f"The shapes in the graph do not fit each other: {str(error).strip().splitlines()[0]}",
+            f"The shapes in the graph do not fit each other: {first_line(error)}",
             hint="Check the file with onnx.checker.",
         ) from error
 

@@ -89,9 +89,9 @@ def write(folder: Path, model: Model, plan: Plan, report: Report) -> Path:
             shutil.copyfile(path, new / name)
         (new / "runner.py").write_text(runner_source(deployment.runtime), "utf-8")
         manifest = _manifest(model, plan, report, deployment)
-        inputs = _inputs(model, plan)
+        inputs, origin = _inputs(model, plan)
         try:
-            manifest["golden"] = _record(new, manifest, inputs, plan, model)
+            manifest["golden"] = {**_record(new, manifest, inputs, plan, model), "from": origin}
         except runner.RunnerError as error:
             raise StepError(f"The bundle's model does not run here: {error}") from error
         (new / "README.md").write_text(readme.render(plan.device, manifest), "utf-8")
@@ -230,7 +230,7 @@ def _minimum(device: Device, opset: int, runtime: str) -> str:
     return reads if not asked or runner.older(asked, reads) else asked
 
 
-def _inputs(model: Model, plan: Plan) -> Array:
+def _inputs(model: Model, plan: Plan) -> tuple[Array, str]:
     """Return what to record: pixels uint8 NHWC of photographs, or of noise where there are none.
 
     Where it is not known how photographs go in, float32 NCHW.
@@ -243,7 +243,7 @@ def _inputs(model: Model, plan: Plan) -> Array:
     preprocess, noise = model.preprocess, np.random.default_rng(0)
     height, width = (side or 224 for side in model.inputs[0].shape[2:])
     if preprocess is None:
-        return noise.standard_normal((1, model.inputs[0].shape[1] or 3, height, width), np.float32)
+        return noise.standard_normal((1, model.inputs[0].shape[1] or 3, height, width), np.float32), "noise"
     found: list[Array] = []
     if plan.data is not None:
         for photo in plan.data.calibrate.photos:
@@ -256,12 +256,10 @@ def _inputs(model: Model, plan: Plan) -> Array:
                 found.append(preprocess.pixels(read_photo(photo.path)))
             except InputError as error:  # decoded here for the first time
                 plan.data.broken.add(photo.path, error.message)
-    if not found:
-        images = [
-            Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(GOLDEN)
-        ]
-        found = [preprocess.pixels(image) for image in images]
-    return np.stack(found)
+    if found:
+        return np.stack(found), "photographs"
+    images = [Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(GOLDEN)]
+    return np.stack([preprocess.pixels(image) for image in images]), "noise"
 
 
 def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, model: Model) -> dict[str, Any]:
@@ -297,7 +295,6 @@ def _record(new: Path, manifest: dict[str, Any], inputs: Array, plan: Plan, mode
         "tolerance": round(min(MOST, LEAST + 2 * most), 4),
         "how": f"Computed {here} they are up to {most:.4f} away, as |a - b| / |b| over an output. "
         f"{LEAST} and twice that is allowed, but no more than {MOST}.",
-        "from": "photographs" if plan.data and model.preprocess else "noise",
     }
 
 

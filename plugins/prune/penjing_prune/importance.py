@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from penjing.errors import StepError
+from penjing.errors import StepError, first_line
 from torch import nn
 from torch.nn import functional
 
@@ -116,9 +116,8 @@ def _gradients(module: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, 
             with torch.enable_grad():
                 objective(copied(torch.from_numpy(batch.inputs)), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch's own
         except RuntimeError as error:  # of the network's own code
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StepError(
-                f"Importance taylor finds no gradients of {len(batch.inputs)} photographs: {first}",
+                f"Importance taylor finds no gradients of {len(batch.inputs)} photographs: {first_line(error)}",
                 hint="Another importance needs none: l2, batchnorm.",
             ) from error
         yield {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from penjing import sealed
-from penjing.errors import InputError, PenjingError, PlanError, StepError
+from penjing.errors import InputError, PenjingError, PlanError, StepError, first_line
 from penjing.exhibit import Bars, Table
 from penjing.files import write_text
 from torch import nn
@@ -258,9 +258,8 @@ def left_alone(model: Model, exclude: Iterable[str] = ()) -> tuple[tuple[str, st
     except PenjingError:
         raise
     except Exception as error:  # whatever somebody's network raises
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PlanError(
-            f"{model.source} cannot be run to see which channels hang together: {first}.",
+            f"{model.source} cannot be run to see which channels hang together: {first_line(error)}.",
             hint="Leave prune.structured out, or open the network with an input that it takes.",
         ) from error
     return tuple(

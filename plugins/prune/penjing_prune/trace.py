@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from penjing.errors import first_line
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -141,7 +142,7 @@ def _trace_training(module: nn.Module, tracer: _Tracer, example: tuple[Any, ...]
         with evaluating(module, training=True), tracer.watching(module), torch.no_grad():
             tracer.run(module, twice)
     except Exception as error:  # whatever a network raises that needs more than an image to train
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         tracer.result.union.fix(
             (one for leaf in tracer.result.leaves if leaf.names[0] in unseen for d in leaf.ids for one in d),
             f"it runs in training only, and could not be tried with this image: {why}",

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from penjing import onnx_session
+
 from penjing_quant.graph import WEIGHTED
 
 if TYPE_CHECKING:
@@ -107,16 +109,11 @@ def _profile(
     model: onnx.ModelProto, exact: onnx.ModelProto, image: Array, folder: Path, threads: int
 ) -> dict[str, float]:
     """Return the milliseconds of each node of `exact` in a run of `model`, whose nodes may have been fused."""
-    import onnxruntime as ort
-
     names = _names(exact)
     with TemporaryDirectory(dir=folder) as scratch:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
-        session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = onnx_session.load(
+            model.SerializeToString(), threads=threads, profile=str(Path(scratch) / "profile")
+        )
         name = session.get_inputs()[0].name
         for _ in range(WARM_UP + RUNS):
             session.run(None, {name: image})

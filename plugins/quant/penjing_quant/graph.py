@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penjing.errors import InputError, StepError
+from penjing.errors import InputError, StepError, first_line
 from penjing.onnx_file import external, read
 
 from penjing_quant.already import HINT, integers
@@ -82,9 +82,8 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
         return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(net), data_prop=True))
     except Exception as error:  # onnx and onnx-ir raise whatever a malformed graph leads them into
         cause = error.__cause__ or error
-        what = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         raise InputError(
-            f"The ONNX file holds no well-formed graph: {what}", hint="Export or copy it again."
+            f"The ONNX file holds no well-formed graph: {first_line(cause)}", hint="Export or copy it again."
         ) from error
 
 

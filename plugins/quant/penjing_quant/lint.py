@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from penjing.errors import InputError
+from penjing.errors import InputError, first_line
 
 from penjing_quant.rules import Finding, label
 
@@ -94,13 +94,12 @@ def _faults(model: onnx.ModelProto, path: Path) -> tuple[list[Finding], list[Fin
 
 
 def _standard(error: Exception, more: str) -> Finding:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return _finding(
         "standard",
         "The graph keeps to the ONNX standard: what each operator takes, and of which type.",
         "",
         "",
-        f"{lines[0] if lines else type(error).__name__}"[:300] + more,
+        first_line(error) + more,
         "onnx.checker and shape inference",
         "Export the network again; where one operator mixes types, cast one of them.",
     )

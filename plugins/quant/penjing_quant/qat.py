@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from penjing.errors import PlanError, StepError
+from penjing.errors import PlanError, StepError, first_line
 from penjing.options import option
 from penjing.step import Backend, Context
 from penjing_training import TeacherOptions, TrainingOptions
@@ -140,7 +140,7 @@ def _settle(module: Trainable, graph: onnx.ModelProto, quantiser: Quantiser, eno
         except (RuntimeError, NotImplementedError, ValueError, KeyError) as error:
             if one_by_one:
                 raise StepError(
-                    f"This network cannot be trained as a graph: {str(error).strip().splitlines()[0]}",
+                    f"This network cannot be trained as a graph: {first_line(error)}",
                     hint="Use quant.static, and recover its accuracy before onnx.export with distill.logits.",
                 ) from error
             continue
