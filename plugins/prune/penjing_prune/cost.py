@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -47,7 +47,7 @@ class Cost:
         self._terms = terms
         self._counts: list[list[int]] = [[len(side) for side in term.sides] for term in terms]
         self._values = [term.value(counts) for term, counts in zip(terms, self._counts, strict=True)]
-        self._seen: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        seen: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         free = {int(unit) for group in structure.groups for unit in group.units}
         cache: dict[int, list[tuple[int, int]]] = {}
         for number, term in enumerate(terms):
@@ -58,7 +58,11 @@ class Cost:
                         (r, t) for r, t in zip(roots.tolist(), times.tolist(), strict=True) if r in free
                     ]
                 for root, times_ in cache[id(ids)]:
-                    self._seen[root].append((number, side, times_))
+                    seen[root].append((number, side, times_))
+        #: the sides that units touch, and how often, and which of these a unit has: all of a group have the same
+        self._patterns = list(dict.fromkeys(map(tuple, seen.values())))
+        numbers = {pattern: number for number, pattern in enumerate(self._patterns)}
+        self._pattern = {unit: numbers[tuple(found)] for unit, found in seen.items()}
         self.total = sum(self._values)
 
     def remove(self, units: Iterable[int]) -> None:
@@ -78,9 +82,9 @@ class Cost:
 
     def _change(self, units: Iterable[int], sign: int) -> None:
         changed = set()
-        for unit in units:
-            for number, side, times in self._seen[unit]:
-                self._counts[number][side] += sign * times
+        for pattern, count in Counter(self._pattern[unit] for unit in units if unit in self._pattern).items():
+            for number, side, times in self._patterns[pattern]:
+                self._counts[number][side] += sign * times * count
                 changed.add(number)
         for number in changed:
             before, after = self._values[number], self._terms[number].value(self._counts[number])

@@ -7,6 +7,7 @@ take by themselves.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -131,16 +132,20 @@ def _step(about: dict[str, Any]) -> int:
 def _interpolated(
     axes: Sequence[Sequence[int]], times: Any, flags: Sequence[bool]
 ) -> Callable[[Sequence[int]], float]:
-    """Return bilinear interpolation over the channels of those sides that have ids."""
+    """Return bilinear interpolation over the channels of those sides that have ids.
 
-    def value(counts: Sequence[int]) -> float:
+    A search asks for the same few counts again and again: they are remembered.
+    """
+
+    @functools.cache
+    def found(*counts: int) -> float:
         given = list(counts)
         rows = given.pop(0) if flags[0] else axes[0][0]
         columns = given.pop(0) if flags[1] else axes[1][0]
         line = [float(np.interp(columns, axes[1], row)) for row in times]
         return float(np.interp(rows, axes[0], line))
 
-    return value
+    return lambda counts: found(*counts)
 
 
 def _layer(about: dict[str, Any], output: Sequence[int], rows: int, columns: int) -> dict[str, Any]:
