@@ -314,6 +314,12 @@ def test_layers_that_are_excluded_keep_their_channels_and_the_plan_says_so(conte
     assert ("0", "exclude names 0") in step.stays(torch_model(module))
 
 
+def test_a_pattern_that_excludes_every_layer_is_refused_with_what_to_change(context: Context) -> None:
+    with pytest.raises(StepError, match=r"exclude names \*") as error:
+        Structured(exclude=("*",)).apply(torch_model(plain(16)), context)
+    assert error.value.hint == "Exclude fewer layers."
+
+
 def test_a_pattern_that_excludes_nothing_is_refused_with_the_nearest_name(context: Context) -> None:
     with pytest.raises(StepError, match="'00' names no layer") as error:
         Structured(exclude=("00",)).apply(torch_model(plain(16)), context)

@@ -92,7 +92,9 @@ class Pruning:
             most = reasons.most_common(1)[0][0] if reasons else "it has no convolution or linear layer"
             raise StepError(
                 f"No channel of {self.model.source} can be removed: {most}.",
-                hint="Leave prune.structured out. Pruning needs the network's source, not an exported program.",
+                hint="Exclude fewer layers."
+                if self.step.exclude
+                else "Leave prune.structured out. Pruning needs the network's source, not an exported program.",
             )
         while self.limits.multiple > 1 and not any(
             len(allowed(group, self.limits)) > 1 for group in analysis.structure.groups
