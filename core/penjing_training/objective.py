@@ -159,7 +159,8 @@ def divergence(mine: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 def relative_error(mine: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean squared distance over the variance of `wanted`: outputs of any scale weigh the same.
 
-    Where `wanted` is the same everywhere, its square stands for the variance.
+    The variance counts for a thousandth of the mean square at least, so that an output that hardly varies is measured
+    by its size.
     """
     mine, wanted = mine.float(), wanted.float()
     power = wanted.square().mean()

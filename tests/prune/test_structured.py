@@ -312,6 +312,7 @@ def test_layers_that_are_excluded_keep_their_channels_and_the_plan_says_so(conte
     assert small[0].out_channels == 16
     assert small[3].out_channels < module[3].out_channels
     assert ("0", "exclude names 0") in step.stays(torch_model(module))
+    assert step.explain(context.device, context.backend).endswith(" 0 stay whole.")
 
 
 def test_a_pattern_that_excludes_every_layer_is_refused_with_what_to_change(context: Context) -> None:

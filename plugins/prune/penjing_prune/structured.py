@@ -104,6 +104,7 @@ class Structured(TrainingOptions, Technique):
         return (
             f"Keep {share:.0%} of the {names[what]}{schedule}{recovery}: channels of least {self.importance} "
             f"{'anywhere' if self.ranking == 'global' else 'in every layer'} go, multiples of {multiple} stay."
+            + (f" {', '.join(self.exclude)} stay whole." if self.exclude else "")
         )
 
     def stays(self, model: Model) -> tuple[tuple[str, str], ...]:
