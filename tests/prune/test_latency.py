@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from penjing import onnx_session
 from penjing.device import Device
 from penjing.model import Model
@@ -17,9 +16,6 @@ from penjing.ranks import Ranks
 from penjing.step import Backend, Context
 from penjing.testing import small_context, torch_model
 from penjing_prune import latency
-from penjing_prune.allocate import Limits
-from penjing_prune.groups import Group
-from penjing_prune.latency import Latency, Try
 from penjing_prune.layer_times import FILE, Table, points
 from penjing_prune.pruning import Pruning
 from penjing_prune.structured import EDITS, Structured
@@ -210,14 +206,6 @@ class Seen(Clockwork):
         return onnx_session.ImageSession(onnx_session.load(model.value), model)
 
 
-def test_the_way_that_loses_least_is_taken_of_those_that_are_fast_enough() -> None:
-    groups, scores = [Group("a", np.arange(4), {}, 1, 4)], [np.array([1.0, 1.0, 1.0, 97.0])]
-    early, late, dear = Try([0], 0.5, 0.8), Try([0, 1, 2], 0.5, 0.51), Try([3], 0.5, 0.5)
-
-    assert latency._best([early, late, dear], 0.5, groups, scores) == late
-    assert latency._best([early], 0.5, groups, scores) == early
-
-
 @pytest.mark.slow
 def test_what_was_chosen_before_a_kill_is_chosen_after_it(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,44 +221,6 @@ def test_what_was_chosen_before_a_kill_is_chosen_after_it(
 
     assert [p.shape for p in first.parameters()] == [p.shape for p in second.parameters()]
     assert again.details == told
-
-
-def test_the_next_aim_lies_between_what_was_too_fast_and_too_slow() -> None:
-    slow, fast = Try([1], 0.5, 0.5, [0.6]), Try([2], 0.3, 0.3, [0.35])
-
-    assert latency._aim([slow], 0.5) == pytest.approx(0.5 - 0.1 * 0.5 / 0.4)
-    assert latency._aim([fast], 0.5) == pytest.approx(0.3 + 0.7 * 0.15 / 0.65)
-    assert latency._aim([slow, fast], 0.5) == pytest.approx(0.3 + 0.2 * 0.6)
-    assert latency._aim([Try([], 1.0, 1.0, [1.1])], 0.5) == pytest.approx(0.4)
-
-
-def test_a_network_that_comes_out_again_is_not_timed_again_and_the_aim_moves_on(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    aims: list[float] = []
-    timed: list[list[int]] = []
-    seen = Latency(torch_model(network()), context, network(), (torch.zeros(1, 3, 12, 12),))
-    seen._whole = 1.0
-
-    def measure(analysis: Any, removed: list[int]) -> float:
-        timed.append(removed)
-        return 0.4
-
-    def allocate(
-        way: Any, part: Any, analysis: Any, terms: Any, groups: Any, scores: Any, aim: float, *rest: Any
-    ) -> Try:
-        aims.append(aim)
-        return Try([1], aim, 0.4)
-
-    monkeypatch.setattr(seen, "_terms", lambda *rest: [])
-    monkeypatch.setattr(seen, "_measure", measure)
-    monkeypatch.setattr(seen, "_allocate", allocate)
-
-    seen.choose(None, [], [], 0.5, Limits(0.1, 1), "uniform", 0.0)  # type: ignore[arg-type]  # none is looked at
-
-    assert len(timed) == latency.AGAIN
-    assert aims == sorted(aims)
-    assert aims[-1] > 0.8
 
 
 def test_layers_that_were_timed_in_another_step_of_the_run_are_not_timed_again(context: Context) -> None:

@@ -94,17 +94,46 @@ def choose(
     `ceiling`, those first that are worth most for their cost.
     "uniform" removes the same share of every group. Costs are left with these units removed.
     """
-    orders = [
-        group.units[np.argsort(score, kind="stable")] for group, score in zip(groups, scores, strict=True)
-    ]
+    orders = _orders(groups, scores)
     steps = [allowed(group, limits) for group in groups]
     if ranking == "uniform":
         return _uniform(groups, orders, steps, cost, target)
     costs = [cost] if price is None else [cost, price]
     greedy = _Greedy(orders, [np.sort(s) for s in scores], steps, costs, target, thrift, ahead)
     greedy.run()
-    greedy.give_back(ceiling)
+    for _ in greedy.back(ceiling):
+        pass
     return greedy.removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Back:
+    """A step that a group may have back: its units, and what all costs once they and those before are back."""
+
+    group: int
+    units: list[int]
+    total: float
+
+
+def way_back(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    cost: Cost,
+    removed: Sequence[int],
+    limits: Limits,
+    ahead: int,
+    ceiling: float,
+) -> list[Back]:
+    """Return the steps that may be taken back where `removed` are gone, those first that are worth most for their cost.
+
+    They go as far as `cost`, of which nothing is removed yet, stays below `ceiling`.
+    """
+    greedy = _Greedy(
+        _orders(groups, scores), [np.sort(s) for s in scores], [allowed(group, limits) for group in groups],
+        [cost], 0.0, 0.0, ahead,
+    )  # fmt: skip
+    greedy.go_to(removed)
+    return list(greedy.back(ceiling))
 
 
 def lost(groups: Sequence[Group], scores: Sequence[Scores], removed: Sequence[int]) -> float:
@@ -114,6 +143,11 @@ def lost(groups: Sequence[Group], scores: Sequence[Scores], removed: Sequence[in
         sum(score[np.isin(group.units, gone)].sum() for group, score in zip(groups, scores, strict=True))
         / max(sum(score.sum() for score in scores), 1e-30)
     )
+
+
+def _orders(groups: Sequence[Group], scores: Sequence[Scores]) -> list[Ids]:
+    """Return the units of each group, the least important first."""
+    return [group.units[np.argsort(s, kind="stable")] for group, s in zip(groups, scores, strict=True)]
 
 
 class _Greedy:
@@ -163,8 +197,17 @@ class _Greedy:
                 heapq.heappush(heap, entry)
         self._nearest(closed)
 
-    def give_back(self, ceiling: float) -> None:
-        """Take steps back while the cost stays below `ceiling`."""
+    def go_to(self, removed: Sequence[int]) -> None:
+        """Take all the steps that remove these units."""
+        gone = set(removed)
+        for i, (order, steps) in enumerate(zip(self.orders, self.steps, strict=True)):
+            self.at[i] = steps.index(len(order) - sum(unit in gone for unit in order.tolist()))
+        for cost in self.costs:
+            cost.remove(removed)
+        self.removed = list(removed)
+
+    def back(self, ceiling: float) -> Iterator[Back]:
+        """Take steps back while the cost stays below `ceiling`, and yield each."""
         while (last := max(self._steps_back(ceiling), default=None)) is not None:
             _, i, back = last
             units = self._last(i, back)[1]
@@ -173,6 +216,7 @@ class _Greedy:
             kept = set(units)
             self.removed = [unit for unit in self.removed if unit not in kept]
             self.at[i] -= back
+            yield Back(i, units, self.cost.total)
 
     def _steps_back(self, ceiling: float) -> Iterator[tuple[float, int, int]]:
         """Yield the importance that steps back bring for what they cost, the group, and how many steps that is."""
