@@ -68,10 +68,11 @@ def export(
 def run(module: nn.Module, image: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     """Run a module on one batch and return its outputs in order."""
     import torch
+    from torch.utils._pytree import tree_leaves
 
     with torch.no_grad():
         outputs = module(torch.from_numpy(image))
-    return [output.numpy() for output in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+    return [output.numpy() for output in tree_leaves(outputs) if output is not None]
 
 
 @contextlib.contextmanager

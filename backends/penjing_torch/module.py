@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError, first_line
@@ -46,9 +46,11 @@ def as_model(
 
     `shape` is its input's where the source fixes it, else it follows from `preprocess`. `labels` are kept
     where the output has as many classes. `content` is a digest of code that the module itself does not show.
+    Weights in another floating-point format become float32: the recipe, not the file, says what the device computes in.
     """
     module.eval()
     _refuse_quantised(module, source)
+    kept = in_float32(module)
     _refuse_nan(module, source)
     inputs = _required(module)
     if len(inputs) > 1:
@@ -58,8 +60,8 @@ def as_model(
         )
     shape = _input_shape(source, preprocess, shape)
     outputs = _run(module, shape, source)
-    names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
-    classes = outputs[0].shape[-1] if outputs[0].ndim else 0
+    first = next(iter(outputs.values()))
+    classes = first.shape[-1] if first.ndim else 0
     return Model(
         form="torch",
         value=module,
@@ -68,11 +70,11 @@ def as_model(
         inputs=(Tensor("input", shape),),
         outputs=tuple(
             Tensor(name, tuple(output.shape), str(output.dtype).removeprefix("torch."))
-            for name, output in zip(names, outputs, strict=True)
+            for name, output in outputs.items()
         ),
         preprocess=preprocess,
         labels=labels if len(labels) == classes else (),
-        warnings=warnings,
+        warnings=(*warnings, *([f"Weights kept in {kept} are computed with in float32."] if kept else [])),
     )
 
 
@@ -123,9 +125,24 @@ def _required(module: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
 
 
-def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> tuple[torch.Tensor, ...]:
-    """Return the outputs for an image of zeros; InputError where it fails or gives no tensors."""
+def in_float32(module: nn.Module) -> str:
+    """Turn floating-point weights into float32; return in what they were kept, "" where in nothing else."""
     import torch
+
+    tensors = (*module.parameters(), *module.buffers())
+    kinds = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
+    if kinds:
+        module.float()
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+
+
+def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> dict[str, torch.Tensor]:
+    """Return the outputs for an image of zeros by name; InputError where it fails or gives no tensors.
+
+    Outputs are counted as torch's exporter counts them: those of tuples, lists and mappings, in order.
+    """
+    import torch
+    from torch.utils._pytree import tree_leaves
 
     try:
         with torch.no_grad():
@@ -135,14 +152,21 @@ def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> tuple[torch.
             f"{source} does not run on an input of {_by(shape)}: {first_line(error)}",
             hint="Compare crop, resize and channels of the preprocessing with what the network was made for.",
         ) from error
-    found = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    found = [output for output in tree_leaves(outputs) if output is not None]
     if not found or not all(isinstance(output, torch.Tensor) for output in found):
         kinds = " and ".join(dict.fromkeys(type(output).__name__ for output in found)) or "nothing"
         raise InputError(
-            f"{source} puts out {kinds}; only a tensor or a tuple of tensors can be compressed.",
+            f"{source} puts out {kinds}; only tensors, alone or in tuples, lists and mappings, can be compressed.",
             hint="Wrap it in a module whose forward returns tensors: model.py:factory.",
         )
-    return found
+    if isinstance(outputs, Mapping) and len(outputs) == len(found) and all(map(_is_name, outputs)):
+        return dict(zip(outputs, found, strict=True))
+    return {f"output_{index}" if len(found) > 1 else "output": one for index, one in enumerate(found)}
+
+
+def _is_name(key: object) -> bool:
+    """Return whether a key of a mapping can name an output in a graph whose input is called so."""
+    return isinstance(key, str) and key.isidentifier() and key != "input"
 
 
 def _refuse_quantised(module: nn.Module, source: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from penjing.errors import InputError, first_line
 
 from penjing_torch.fold import fold_weights
+from penjing_torch.module import in_float32
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             hint="Choose the network these weights were trained with."
             + (" A head of another size: torchvision:NAME?num_classes=N." if shapes and not missing else ""),
         )
+    in_float32(module)  # before values of more digits are put into it
     module.load_state_dict(found, strict=False)  # strictness is checked above; only batch counters may lack
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from penjing.errors import StepError
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from penjing_training.options import TEMPERATURE, WEIGHT
 from penjing_training.photographs import Batch
@@ -247,10 +248,8 @@ def _normal(preprocess: Preprocess) -> tuple[Any, ...]:
 
 
 def as_tuple(outputs: Any) -> Outputs:
-    """Return what a network put out as a tuple of tensors."""
-    if isinstance(outputs, Tensor):
-        return (outputs,)
-    return tuple(outputs.values()) if isinstance(outputs, Mapping) else tuple(outputs)
+    """Return the tensors that a network put out, alone or in tuples, lists and mappings."""
+    return tuple(output for output in tree_leaves(outputs) if isinstance(output, Tensor))
 
 
 def are_logits(output: Tensor) -> bool:

@@ -427,6 +427,21 @@ def test_two_outputs_keep_their_names_and_order(context):
     ]
 
 
+def test_outputs_in_a_mapping_or_nested_are_exported_as_they_were_counted(context):
+    class Table(nn.Module):
+        def forward(self, x):
+            return {"scores": x.sum(1), "boxes": x.relu()}
+
+    class Nested(nn.Module):
+        def forward(self, x):
+            return x.sum(1), [x.relu(), {"left": None, "mean": x.mean((2, 3))}]
+
+    for module in (Table(), Nested()):
+        opened = as_model(module)
+        exported = Export().apply(opened, context(type(module).__name__))
+        assert [(t.name, t.shape) for t in exported.outputs] == [(t.name, t.shape) for t in opened.outputs]
+
+
 @pytest.mark.slow
 def test_mobilenet_v3_small_exports_for_every_runtime(context):
     model = penjing_torch.penjing_open("torchvision:mobilenet_v3_small?weights=none", None, None)

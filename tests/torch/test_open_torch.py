@@ -45,8 +45,15 @@ class Both(nn.Module):
     def forward(self, x): return x.mean(1), x.sum(1)
 def both(): return Both()
 class Table(nn.Module):
-    def forward(self, x): return {"boxes": x}
+    def forward(self, x): return {"scores": x.mean(1), "boxes": x}
 def table(): return Table()
+class Nested(nn.Module):
+    def forward(self, x): return x.mean(1), [x, {"input": x.sum(1), "none": None}]
+def nested(): return Nested()
+class Words(nn.Module):
+    def forward(self, x): return x, "words"
+def words(): return Words()
+def half(): return net().half()
 def poisoned():
     module = net()
     module[5].weight.data[0, 0] = float("nan")
@@ -159,7 +166,7 @@ def test_neighbours_of_a_file_are_importable_and_then_forgotten(tmp_path):
         ("needs", "without arguments"),
         ("calls", "is a list"),
         ("two", "2 inputs: left, right"),
-        ("table", "puts out dict"),
+        ("words", "puts out Tensor and str"),
         ("Both", "puts out"),
         ("poisoned", "NaN, first in 5.weight"),
         ("fake", "quantised already, or prepared for it: 1 is a FakeQuantize"),
@@ -174,6 +181,24 @@ def test_a_factory_that_cannot_serve_is_refused_in_words(factory, name, words):
 
 def test_two_outputs_are_recorded_by_number(factory):
     assert [tensor.name for tensor in open_torch(factory("both")).outputs] == ["output_0", "output_1"]
+
+
+def test_outputs_of_a_mapping_have_its_keys_for_names_and_nested_ones_numbers(factory):
+    assert [tensor.name for tensor in open_torch(factory("table")).outputs] == ["scores", "boxes"]
+    assert [tensor.name for tensor in open_torch(factory("nested")).outputs] == [
+        "output_0", "output_1", "output_2",
+    ]  # fmt: skip
+
+
+def test_a_network_of_half_precision_becomes_float32_and_says_so(factory, state, tmp_path):
+    model = open_torch(factory("half"))
+
+    assert {tensor.dtype for tensor in model.value.parameters()} == {torch.float32}
+    assert model.outputs[0].dtype == "float32"
+    assert model.warnings == ("Weights kept in float16 are computed with in float32.",)
+    torch.save(state, tmp_path / "w.pt")
+    loaded = open_torch(factory("half"), tmp_path / "w.pt").value.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
 def test_a_dynamically_quantised_network_is_refused(tmp_path):
