@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as images
 
 from penjing_training import checkpoint, parallel
 from penjing_training.checkpoint import above, below
+from penjing_training.modes import evaluating, is_other_in_training, train_layers_only
 from penjing_training.objective import CrossEntropy, Objective, Whole, are_logits, as_tuple
 from penjing_training.optimiser import follow, make_optimiser, rate_at
 from penjing_training.photographs import (
@@ -33,7 +34,7 @@ from penjing_training.photographs import (
     seed_of,
 )
 from penjing_training.record import Clock, Record, check_tensorboard
-from penjing_training.score import SOME, Score, evaluating, norms_of, reestimate, score
+from penjing_training.score import SOME, Score, norms_of, reestimate, score
 
 #: share of a weight's elements that are zero from which on they are taken for a mask
 HELD = 0.25
@@ -172,6 +173,7 @@ class _Job:
     def _begin(self, model: Model, module: nn.Module) -> None:
         inputs, outputs = self._example()
         self.classes = outputs[0].shape[1] if are_logits(outputs[0]) else 0
+        self.layers_only = is_other_in_training(self.network, inputs)
         torch.manual_seed(seed_of(self.context.seed, "adapters"))
         with evaluating(self.network):
             extra = self.objective.begin(self.network, model, inputs)
@@ -248,6 +250,8 @@ class _Job:
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
         """Follow the gradient of one batch, and return its loss on this process."""
         self.whole.train()
+        if self.layers_only:
+            train_layers_only(self.network)
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.step, self.course.steps, self.options)
         count = len(list(self.course.parts(self.step)))
@@ -387,6 +391,8 @@ class _Job:
             if best is None
             else {"loss": best.loss, "right": best.accuracy, "n": len(self.select)},
         }
+        if self.layers_only:
+            self.context.details[self.name]["mode"] = "layers only: the network's own code runs as in use"
         self.record.show(self.context, self.name)
         if self.options.tensorboard:
             self.record.tensorboard(self.context.folder / "tensorboard" / self.name)

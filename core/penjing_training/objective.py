@@ -130,7 +130,7 @@ class Distil(Objective):
 
     def taught(self, outputs: Outputs, wanted: Outputs) -> Tensor:
         """Return the mean distance of the outputs from the teacher's."""
-        # in training some networks put out more than in use: their auxiliary heads come last
+        # in training some networks put out more than in use; the loop sees to it that those in use come first
         pairs = [(mine, its) for mine, its in zip(outputs, wanted, strict=False) if its.is_floating_point()]
         return torch.stack([self._distance(mine, its) for mine, its in pairs]).mean()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -87,15 +86,3 @@ def reestimate(
     for norm, momentum in zip(norms_of(network), momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """Put a network into eval mode meanwhile."""
-    modes: dict[Any, bool] = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield network
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
