@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penjing.errors import InputError
 from penjing.files import inside
-from penjing.onnx_file import LARGEST, constants, measure, read, size
+from penjing.onnx_file import LARGEST, constants, graphs, measure, read, size
 
 if TYPE_CHECKING:
     import onnx
@@ -16,7 +18,10 @@ _HINT = "Export or copy it again."
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """Return the model in a file with its external data inside it.
+    """Return the model in a file as every runtime reads it.
+
+    External data are inside it, sparse weights are filled up, the nodes of a graph have names of their own, and inputs
+    left out at the end of a node are gone.
 
     Raises InputError for a file that is missing, too large, damaged or newer than the onnx that is installed,
     for external data that are missing, too short, or not within the file's own folder, and for weights that hold
@@ -27,6 +32,9 @@ def load(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file: it holds no graph.", hint=_HINT)
     _refuse_newer(model, path)
     _embed(model, path)
+    for graph in graphs(model.graph):
+        _fill_up(graph, path)
+        _name(graph)
     _complete(model)
     return model
 
@@ -59,6 +67,39 @@ def _refuse_newer(model: onnx.ModelProto, path: Path) -> None:
             f"onnx {onnx.__version__} knows up to {onnx.defs.onnx_opset_version()}.",
             hint=hint,
         )
+
+
+def _fill_up(graph: onnx.GraphProto, path: Path) -> None:
+    """Write sparse initialisers in full, which onnx-ir and most runtimes do not read."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for sparse in graph.sparse_initializer:
+        name, shape = sparse.values.name, tuple(sparse.dims)
+        values, indices = (numpy_helper.to_array(tensor) for tensor in (sparse.values, sparse.indices))
+        if math.prod(shape) * values.itemsize > LARGEST:
+            raise InputError(f"{path}: the sparse weights {name!r} have over {LARGEST} bytes in full.")
+        try:
+            full = np.zeros(shape, values.dtype)
+            full[tuple(indices.T) if indices.ndim > 1 else np.unravel_index(indices, shape)] = values
+        except (IndexError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged: its sparse weights {name!r} lie outside their shape.", hint=_HINT
+            ) from error
+        graph.initializer.append(numpy_helper.from_array(full, name))
+    del graph.sparse_initializer[:]
+
+
+def _name(graph: onnx.GraphProto) -> None:
+    """Give each node a name of its own, without which onnxruntime takes no file, and cut inputs left out at its end."""
+    taken, seen, numbers = {node.name for node in graph.node}, set[str](), itertools.count(1)
+    for node in graph.node:
+        if node.name and node.name in seen:
+            node.name = next(name for i in numbers if (name := f"{node.name}_{i}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+        while node.input and not node.input[-1]:
+            del node.input[-1]
 
 
 def _complete(model: onnx.ModelProto) -> None:

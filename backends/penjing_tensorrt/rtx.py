@@ -27,6 +27,9 @@ USUAL = ("8.6", "8.9", "12.0")
 PACKAGES = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 #: seconds
 LONGEST = 600
+#: what the builder says of a layer that the parser read and it has no kernel for, such as NonMaxSuppression, for
+#: which TensorRT has one (NVIDIA/TensorRT-RTX, issue 5)
+_NO_KERNEL = re.compile(r"([^\s(]+) has no runners that implement it")
 #: what in a message tells the rule that was broken: (pattern, rule, cure)
 _RULES = (
     (
@@ -155,6 +158,12 @@ def _last_json(output: bytes) -> dict[str, Any] | None:
 
 
 def _verdict(report: Mapping[str, Any], wanted: tuple[str, ...]) -> Verdict:
+    lacking = [found.group(1) for e in report["errors"] if (found := _NO_KERNEL.search(e["message"]))]
+    if lacking and len(lacking) == len(report["errors"]):
+        reason = (
+            f"TensorRT-RTX reads the graph, and has no kernel for {', '.join(lacking)}; TensorRT may have one"
+        )
+        return Verdict("undecided", wanted, report["version"], reason=reason)
     refusals = tuple(_refusal(**error) for error in report["errors"])
     return Verdict(
         "refused" if refusals else "accepted",

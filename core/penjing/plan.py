@@ -135,6 +135,11 @@ def _check_model(model: Model, data: Data | None) -> None:
             f"{model.source} has {len(model.inputs)} inputs ({names}); photographs can feed one.",
             hint="Wrap the model so that it makes the other inputs itself.",
         )
+    if model.inputs[0].dtype != "float32":
+        raise PlanError(
+            f"{model.source} takes {model.inputs[0]}; photographs become numbers in float32.",
+            hint="Export it with an input in float32, which a Cast makes what the network wants.",
+        )
     if data is not None and model.preprocess is None:
         raise PlanError(
             f"How a photograph becomes the input of {model.source} is not known.",

@@ -15,5 +15,7 @@ TOMLDecodeError: type[ValueError] = _reader.TOMLDecodeError
 
 def loads(text: str) -> dict[str, Any]:
     """Return the table that `text` holds; TOMLDecodeError where it is no TOML."""
-    table: dict[str, Any] = _reader.loads(text)
+    table: dict[str, Any] = _reader.loads(
+        text.removeprefix("\ufeff")
+    )  # the mark that editors on Windows put first
     return table

@@ -124,6 +124,17 @@ def test_a_model_of_two_inputs_is_refused_by_name(made, host, monkeypatch):
         made()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_an_input_that_photographs_do_not_become_is_refused_by_its_type(made, host, monkeypatch, dtype):
+    real = host.open
+    given = (Tensor("x", (1, 3, 8, 8), dtype),)
+    monkeypatch.setattr(host, "open", lambda *a, **o: dataclasses.replace(real(*a, **o), inputs=given))
+    with pytest.raises(
+        PlanError, match=rf"takes x {dtype}\[1, 3, 8, 8\]; photographs become numbers in float32"
+    ):
+        made()
+
+
 def test_photographs_without_preprocessing_are_refused(made, host, monkeypatch):
     real = host.open
     monkeypatch.setattr(host, "open", lambda *a, **o: dataclasses.replace(real(*a, **o), preprocess=None))

@@ -184,6 +184,12 @@ def test_a_strip_is_refused_before_it_is_enlarged_beyond_memory() -> None:
         Preprocess(resize=256, crop=224)(Image.new("L", (5000, 1)))
 
 
+def test_a_mark_of_byte_order_is_passed_over(tmp_path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_text("resize = [9, 7]", encoding="utf-8-sig")
+    assert Preprocess.from_toml(path) == Preprocess(resize=(9, 7))
+
+
 def test_a_file_is_read_and_named_where_it_is_at_fault(tmp_path) -> None:
     good, wrong, bad, long, absent = (tmp_path / f"{name}.toml" for name in "abcde")
     good.write_text(Preprocess(resize=(9, 7)).to_toml(), encoding="utf-8")

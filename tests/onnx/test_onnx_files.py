@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penjing import onnx_file
 from penjing.errors import InputError
 from penjing.preprocess import Preprocess
+from penjing_onnx.files import load
 
 SMALL = Preprocess(crop=8)
 
@@ -288,3 +289,58 @@ def test_a_file_of_weights_beside_it_is_refused(tmp_path):
     with pytest.raises(InputError, match="own weights"):
         penjing_onnx.penjing_open(str(saved(tiny(), tmp_path)), Path("w.pt"), SMALL)
     assert penjing_onnx.penjing_open("net.pt2", None, None) is None
+
+
+def test_nodes_that_share_a_name_get_their_own(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], "node")]
+    nodes += [
+        helper.make_node("Relu", [before], [after], "node") for before, after in ("ab", "bc", "cd", "de")
+    ]
+    nodes[3].name = "node_1"
+    nodes.append(helper.make_node("Relu", ["e"], ["y"]))
+    names = [node.name for node in load(saved(tiny(nodes=nodes), tmp_path)).graph.node]
+
+    assert names == ["node", "node_2", "node_3", "node_1", "node_4", ""]
+
+
+def test_an_input_left_out_at_the_end_of_a_node_is_cut(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", ""], ["a"], "conv"),
+        helper.make_node("Clip", ["a", "", "most"], ["b"], "low end left out"),
+        helper.make_node("Clip", ["b", "", ""], ["y"], "both left out"),
+    ]
+    most = numpy_helper.from_array(np.float32(6), "most")
+    graph = load(saved(tiny(nodes=nodes, initializers=[most]), tmp_path)).graph
+
+    assert [list(node.input) for node in graph.node] == [["x", "w"], ["a", "", "most"], ["b"]]
+
+
+def sparse(dense, *, flat=True, shape=None):
+    places = np.flatnonzero(dense) if flat else np.argwhere(dense)
+    values = numpy_helper.from_array(dense[dense != 0], "w")
+    made = tiny()
+    made.graph.ClearField("initializer")
+    indices = numpy_helper.from_array(places.astype(np.int64), "places")
+    made.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, indices, shape or list(dense.shape))
+    )
+    return made
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_sparse_weights_are_filled_up(flat, tmp_path):
+    dense = np.zeros((4, 3, 3, 3), np.float32)
+    dense[1, 2, 0, 1], dense[3, 0, 2, 2] = 2, -3
+    model = load(saved(sparse(dense, flat=flat), tmp_path))
+
+    (weight,) = model.graph.initializer
+    assert weight.name == "w"
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), dense)
+    assert not model.graph.sparse_initializer
+
+
+def test_sparse_weights_that_cannot_be_filled_up_are_refused(tmp_path):
+    dense = np.zeros((4, 3, 3, 3), np.float32)
+    dense[3, 0, 2, 2] = -3
+    assert "lie outside their shape" in refusal(saved(sparse(dense, shape=[1, 3, 3, 3]), tmp_path))
+    assert "in full" in refusal(saved(sparse(dense, shape=[1 << 20, 3, 300, 300]), tmp_path))

@@ -85,9 +85,25 @@ def at_run_time():
     return network([*nodes, *TAIL], {"i": CODES})
 
 
+def inside_a_function():
+    trip = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+    ]
+    rounded = helper.make_function(
+        "own", "Rounded", ["x", "s", "z"], ["d"], trip, [helper.make_opsetid("", 17)]
+    )
+    call = helper.make_node("Rounded", ["x", "s", "z"], ["d"], domain="own")
+    nodes = [call, helper.make_node("Conv", ["d", "w"], ["c"]), *TAIL]
+    made = network(nodes, {**WEIGHT, "s": np.float32(0.1), "z": np.uint8(128)})
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    made.functions.append(rounded)
+    return made
+
+
 KINDS = [
     around_activations, weights_through_q_dq, weights_through_cast_and_mul,
-    weights_with_a_zero_point_in_constants, integer_operators, at_run_time,
+    weights_with_a_zero_point_in_constants, integer_operators, at_run_time, inside_a_function,
 ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize(
 )
 
 
-# -- R1, R2, R7: photographs
+# -- R1, R2, R7: photographs and weights
 
 
 @BOTH
@@ -47,6 +47,18 @@ def test_a_last_batch_of_one_changes_nothing(method, step, build, apply, cpu, ph
     first, _ = apply(step, net, cpu, photographs[:9], sizes=[9])
     second, _ = apply(step, net, cpu, photographs[:9], sizes=[2, 2, 2, 2, 1])
     assert first.value.read_bytes() == second.value.read_bytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["w", "b"])
+def test_weights_that_are_no_numbers_are_named(name, bad, build):
+    """A ReLU behind them may hide them from ranges of activations."""
+    from penjing.errors import StepError
+
+    weights = {"w": random(4, 3, 3, 3), "b": random(4)}
+    weights[name].reshape(-1)[2] = bad
+    with pytest.raises(StepError, match=rf"weights {name} of Conv a_node are NaN or infinite"):
+        build([conv("x", "w b", "a"), ("Relu", ["a"], ["y"], {})], weights)
 
 
 @BOTH

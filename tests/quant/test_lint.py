@@ -51,7 +51,7 @@ CONSTANTS = {
     "b": np.zeros(32, np.int32), "bs": np.full(32, 0.001, np.float32),
     "wf": weights(32, 32, 3, 3), "g": RANDOM.integers(-127, 128, (64, 32)).astype(np.int8),
     "gs": np.full(64, 0.01, np.float32), "gz": np.zeros(64, np.int8),
-    "inf": np.array([np.inf] * 32, np.float32).reshape(1, 32, 1, 1),
+    "inf": np.array([np.inf] * 32, np.float32).reshape(1, 32, 1, 1), "unbound": np.float32("inf"),
     "narrow": RANDOM.integers(-127, 128, (8, 32, 3, 1)).astype(np.int8), "ns": np.full(8, 0.01, np.float32),
     "nz": np.zeros(8, np.int8),
 }  # fmt: skip
@@ -98,6 +98,7 @@ def rules(tmp_path):
 RELU = ("Relu", ["c"], "y")
 CLEAN = {
     "convolution": graph(trip("x", "q"), conv("q", "c"), RELU),
+    "an end left open": graph(("Clip", ["x", "", "unbound"], "y")),
     "float": graph(("Conv", ["x", "wf"], "c", {"pads": [1] * 4}), RELU),
     "residual": graph(
         trip("x", "q"), conv("q", "c"), ("Relu", ["c"], "r"), trip("r", "q2"), conv("q2", "d"),

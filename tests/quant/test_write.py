@@ -355,3 +355,16 @@ def test_unlike_inputs_keep_a_concatenation_before_a_convolution_float(build, cp
     assert not like.left
     unlike = quantise(build(nodes, {**weights, "w1": weights["w1"] * 100}).model, cpu, photographs)
     assert [(left.op, "differ" in left.why) for left in unlike.left] == [("Concat", True)]
+
+
+def test_a_bias_for_each_row_of_a_product_is_none_for_each_channel(
+    build, cpu, quantise, photographs, outputs
+):
+    """As many rows as columns, so that its size does not tell."""
+    nodes = [("Reshape", ["x", "shape"], ["m"], {}), ("Gemm", ["m", "w", "b"], ["y"], {})]
+    weights = {"shape": np.array([4, 48]), "w": random(48, 4), "b": np.float32([[0], [100], [200], [300]])}
+    net = build(nodes, weights, batch=1)
+    written = quantise(net.model, cpu, photographs)
+    (expected,), (got,) = outputs(net.model, photographs), outputs(written.model, photographs)
+    assert decibels(expected, got) > 40
+    assert ["bias" in left.why for left in written.left if left.op == "Gemm"] == [True]

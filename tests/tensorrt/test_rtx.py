@@ -147,6 +147,18 @@ def test_a_library_that_dies_or_hangs_leaves_the_question_open(code, reason, wor
     assert reason in verdict.reason
 
 
+@pytest.mark.parametrize(("others", "outcome"), [([], "undecided"), (["another fault"], "refused")])
+def test_a_kernel_that_tensorrt_has_and_this_library_lacks_leaves_the_question_open(others, outcome, worker):
+    said = "Error Code 2: Internal Error (Assertion !layerImpls.empty() failed. nms_3 has no runners that implement it)"
+    errors = [{"node": "", "operator": "", "code": "", "message": message} for message in (said, *others)]
+    report = {"version": "1.7.1", "errors": errors, "bytes": 0, "seconds": 0.1}
+
+    verdict = worker(f"import json; print(json.dumps({report!r}))")
+
+    assert verdict.outcome == outcome
+    assert ("no kernel for nms_3; TensorRT may have one" in verdict.reason) == (not others)
+
+
 def test_without_the_library_the_question_is_open_and_what_to_install_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "net.onnx").write_bytes(b"")

@@ -30,8 +30,9 @@ def integers(model: onnx.ModelProto) -> list[str]:
     A weight stored as 8 bits or fewer and made a float by Cast and the like counts as "weights of 8 bits".
     External data is not needed.
     """
-    found = {node.op_type for node in _nodes(model.graph)} & QUANTISED
-    found |= {node.op_type for node in _nodes(model.graph) if node.op_type.startswith("QLinear")}
+    parts = [model.graph, *model.functions]
+    kinds = {node.op_type for part in parts for node in _nodes(part)}
+    found = {kind for kind in kinds if kind in QUANTISED or kind.startswith("QLinear")}
     if _stored(model.graph):
         found.add("weights of 8 bits")
     return sorted(found)
@@ -49,7 +50,7 @@ def refuse_integers(step: str, model: Model) -> None:
         )
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -1,9 +1,9 @@
 """Cross-layer equalisation: channels that one scale must serve are brought to like ranges.
 
-Between two convolutions with nothing or a ReLU between them, channel i may be divided by any s > 0 and the
-weights that read it multiplied by s. Nagel et al. 2019 (arXiv 1906.04721, section 4.1) choose s = sqrt(r1/r2)
-for the greatest weights r1 that write the channel and r2 that read it. A Clip between them would have to clip
-every channel elsewhere: such pairs stay.
+Between two convolutions with nothing between them but what treats each channel by itself and keeps to its scale,
+f(x/s) = f(x)/s as a ReLU does, channel i may be divided by any s > 0 and the weights that read it multiplied by s.
+Nagel et al. 2019 (arXiv 1906.04721, section 4.1) choose s = sqrt(r1/r2) for the greatest weights r1 that write the
+channel and r2 that read it. A Clip between them would have to clip every channel elsewhere: such pairs stay.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Pair = tuple[ir.Node, ir.Node]
     Exponents = npt.NDArray[np.float64]
 
+#: operators by which f(x/s) = f(x)/s for any s > 0 in each channel
+PROPORTIONAL = frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "PRelu", "Relu"})
 #: passes over all pairs at most, and the change (as a power of two) below which no more is needed
 SWEEPS, SETTLED = 100, 0.05
 #: greatest change of a channel, as a power of two (more is for channels as good as dead)
@@ -96,7 +98,7 @@ def _pairs(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
         value = first.outputs[0]
         while len(uses := value.uses()) == 1 and not value.is_graph_output():
             (node, index), *_ = uses
-            if node.op_type == "Relu":
+            if index == 0 and node.op_type in PROPORTIONAL:
                 value = node.outputs[0]
                 continue
             if index == 0 and _can_change(node) and (attribute(node, "group", 1) == 1 or _depthwise(node)):

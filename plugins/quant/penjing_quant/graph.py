@@ -33,7 +33,8 @@ SAME_SCALE = frozenset(
 def load(path: Path) -> onnx.ModelProto:
     """Read a float ONNX file, with names for all nodes, shapes inferred and constants lifted to initialisers.
 
-    Raises StepError where the graph is quantised already, or too old for scales per channel (opset 13).
+    Raises StepError where the graph is quantised already, too old for scales per channel (opset 13), or has weights
+    that are NaN or infinite.
     """
     import onnx_ir as ir
 
@@ -52,7 +53,22 @@ def load(path: Path) -> onnx.ModelProto:
             f"{path.name} has opset {opset}; scales per channel need 13.",
             hint="Export with opset 13 or later.",
         )
+    _check_finite(net.graph)
     return ir.to_proto(net)
+
+
+def _check_finite(graph: ir.Graph) -> None:
+    """Raise StepError for a weight or bias that is NaN or infinite, which no scale can stand for."""
+    import numpy as np
+
+    for node in graph:
+        for value in node.inputs[1:] if node.op_type in WEIGHTED else ():
+            array = constant(value)
+            if value is not None and array is not None and not np.isfinite(array.astype(np.float64)).all():
+                raise StepError(
+                    f"The weights {value.name} of {node.op_type} {node.name} are NaN or infinite.",
+                    hint="The file holds what training or a conversion spoilt: export from an earlier checkpoint.",
+                )
 
 
 def prepared(model: onnx.ModelProto) -> ir.Model:

@@ -26,6 +26,8 @@ SHOWN = 5
 _RUNTIME = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 #: exit code of a file that breaks a rule, as of a demand that is not met
 BROKEN = 10
+#: operators that take an infinite constant for no bound, or for what is never chosen
+_BOUNDED = frozenset({"Clip", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Where"})
 
 
 def lint(path: Path, device: Device, backend: Backend) -> list[Finding]:
@@ -174,8 +176,9 @@ def _weights(graph: ir.Graph) -> Iterator[Finding]:
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
         with np.errstate(invalid="ignore"):  # NaN of small types, which are looked for here
-            finite = np.isfinite(tensor.numpy().astype(np.float64)).all()
-        if not finite:
+            numbers = tensor.numpy().astype(np.float64)
+        bound = all(use.node.op_type in _BOUNDED and use.node.domain == "" for use in value.uses())
+        if np.isnan(numbers).any() or (np.isinf(numbers).any() and not bound):
             yield _finding(
                 "finite",
                 "Weights are finite.",

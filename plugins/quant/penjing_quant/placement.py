@@ -162,7 +162,7 @@ def _objection_to_weight(node: ir.Node) -> str:
         return "it scales or transposes its input"
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias, channels = constant(node.inputs[2]), weight.shape[weight_axis(node)]
-        if bias is None or bias.size != channels:
+        if bias is None or bias.size != channels or bias.shape[-1:] != (channels,):
             return "its bias is not one constant for each output channel"
     return ""
 
