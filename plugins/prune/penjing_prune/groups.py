@@ -70,6 +70,8 @@ def structure(traced: Traced, axes: Mapping[int, int], fixed: Mapping[int, str])
     union = traced.union.copy()
     for one, why in fixed.items():
         union.fix([one], why)
+    for grid, vector in traced.shared:
+        _share(union, grid, vector)
     done: set[tuple[int, bytes]] = set()
     for number, cut in enumerate(traced.cuts):
         if cut.grid is None or all(one in union.fixed for one in cut.ids.tolist()):
@@ -84,6 +86,25 @@ def structure(traced: Traced, axes: Mapping[int, int], fixed: Mapping[int, str])
         reasons.setdefault(int(roots[one]), reason)
     groups, reasons = _groups(traced, roots, reasons)
     return Structure(traced, union, roots, groups, _alone(traced, roots, reasons))
+
+
+def _share(union: Union, grid: Ids, vector: Ids) -> None:
+    """Tie each index of a vector to all of the grid that it meets; let it stay where only that leaves a choice.
+
+    Every head meets the same norm or rotation along its depth: a head can go without it.
+    """
+    joined = union.copy()
+    joined.join(grid, vector)
+    if _free(joined, grid) < 2 <= _free(union, grid):
+        union.fix(np.unique(vector).tolist(), "every index of another axis meets them")
+    else:
+        union.join(grid, vector)
+
+
+def _free(union: Union, ids: Ids) -> int:
+    """Return how many sets that may go these ids are in."""
+    fixed = union.roots(np.fromiter(union.fixed, np.int64, len(union.fixed)))
+    return len(np.setdiff1d(union.roots(np.unique(ids)), fixed))
 
 
 def _shrink_evenly(union: Union, cut: Cut, choice: int) -> None:
@@ -225,5 +246,6 @@ def _alone(traced: Traced, roots: Ids, reasons: Mapping[int, str]) -> list[Alone
         why = [reasons[root] for root in roots[leaf.ids[dim]].tolist() if root in reasons]
         if why:
             reason = max(sorted(set(why)), key=why.count)
-            alone.append(Alone(leaf.names[0].rpartition(".")[0], len(why), leaf.shape[dim], reason))
+            name = leaf.names[0].rpartition(".")[0] or leaf.names[0]  # a parameter of the network itself
+            alone.append(Alone(name, len(why), leaf.shape[dim], reason))
     return alone

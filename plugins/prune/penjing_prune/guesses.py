@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 import numpy as np
 from torch import nn
 
 from penjing_prune.groups import Structure
 from penjing_prune.labels import Ids, Union, varying
+from penjing_prune.surgery import held
 from penjing_prune.trace import Cut, Traced
 
 #: attributes of modules, (module, name), and the ids they hold the number of
 Attributes = dict[tuple[str, str], Ids]
 #: sets of ids of that number that one attribute is tried for
 MOST = 4
+#: names of which all combinations are tried, not only each by itself and all together
+FEW = 4
 
 
 def holders(
@@ -30,24 +34,34 @@ def holders(
     kept: dict[tuple[str, str], dict[bytes, Ids]] = defaultdict(dict)
     for cut in cuts:
         sizes = [ids for ids in _sizes(cut) if len(ids) > 1 and not found.kept(removed, ids).all()]
-        for name, value in vars(modules[cut.site.module]).items():
+        for name, value in _numbers(modules[cut.site.module]):
             key = (cut.site.module, name)
-            if type(value) is int and key not in known:
+            if key not in known:
                 for ids in sizes:
                     if len(ids) == value and len(kept[key]) < MOST:
                         kept[key].setdefault(np.sort(found.roots[ids]).tobytes(), ids)
     return {key: list(ids.values()) for key, ids in kept.items() if ids}
 
 
+def _numbers(part: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the integers that a module holds, those in tuples and lists as "name.place"."""
+    for name, value in vars(part).items():
+        if type(value) is int:
+            yield name, value
+        elif isinstance(value, (tuple, list)):
+            yield from ((f"{name}.{place}", one) for place, one in enumerate(value) if type(one) is int)
+
+
 def guesses(held: Mapping[tuple[str, str], list[Ids]], listed: Attributes) -> Iterator[Attributes]:
-    """Yield what may have to change: nothing, each name by itself wherever it is, and all together."""
+    """Yield what may have to change: nothing, each name by itself wherever it is, several, and all together."""
     yield {}
     if listed:
         yield listed
     names = list(dict.fromkeys(name for _, name in held))
-    for chosen in [[name] for name in names] + ([names] if len(names) > 1 else []):
+    few = range(1, len(names)) if len(names) <= FEW else (1,)
+    for chosen in (*(some for n in few for some in combinations(names, n)), names):
         here = {key: ids for key, ids in held.items() if key[1] in chosen}
-        for number in range(max(map(len, here.values()))):
+        for number in range(max(map(len, here.values()), default=0)):
             guess = {key: ids[min(number, len(ids) - 1)] for key, ids in here.items()}
             yield guess
             if listed:
@@ -93,7 +107,7 @@ def elsewhere(module: nn.Module, traced: Traced, extra: Attributes, affected: li
         for place, ids in enumerate(_sizes(cut)):
             for name in names:
                 here = (cut.site.kind, cut.site.line, cut.op, place, name) in places
-                if here and len(ids) == getattr(modules[cut.site.module], name, None):
+                if here and len(ids) == held(modules[cut.site.module], name):
                     more.setdefault((cut.site.module, name), ids)
     return more
 

@@ -23,7 +23,7 @@ def meet(tracer: _Tracer, name: str, tensors: list[torch.Tensor], ndim: int) -> 
                 merged.append(one)
                 continue
             both = broadcast(merged[position], one)
-            tracer.join(*both)
+            tracer.join_layers(merged[position], one)
             if merged[position].shape != both[0].shape:
                 merged[position] = collapse(torch.from_numpy(both[0].copy()))
     for layer in merged:

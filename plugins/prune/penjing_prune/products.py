@@ -9,7 +9,7 @@ import torch
 
 from penjing_prune.labels import Ids, Layer, Layers, aligned, along, broadcast, varying
 from penjing_prune.meeting import meet, meet_ids, vector
-from penjing_prune.trace import Product
+from penjing_prune.trace import Leaf, Product
 
 if TYPE_CHECKING:
     from penjing_prune.trace import _Tracer
@@ -132,24 +132,37 @@ def matrix_product(
     tracer.label(out, tuple(layers))
     if bias is not None and (tracer.layers(bias) or layers):
         tracer.label(out, tuple(meet(tracer, name, [out, bias], 2)))
-    leaf = tracer.weight_of(b)
-    if leaf is not None and inner[1] is not None:
-        tracer.count(leaf, "in_features", inner[1])
-    if leaf is not None and outer[1] is not None:
-        tracer.count(leaf, "out_features", outer[1])
+    found = _weight_in(tracer, a, b)
+    leaf, side, turned = found or (None, 1, False)
+    mine, others = (outer[1], inner[1]) if side else (outer[0], inner[0])
+    if found is not None and side and not turned and others is not None:
+        tracer.count(leaf, "in_features", others)
+    if found is not None and side and not turned and mine is not None:
+        tracer.count(leaf, "out_features", mine)
     known = [ids for ids in (*outer, inner[1]) if ids is not None]
     macs = a.shape[0] * a.shape[1] * b.shape[1]
+    sizes = (b.shape[1], b.shape[0]) if side else (a.shape[0], a.shape[1])
     about = (
         ("kind", "linear"),
-        ("rows", a.shape[0]),
-        ("weight", (b.shape[1], b.shape[0])),
-        ("sides", (outer[1] is not None, inner[1] is not None)),
+        ("rows", a.shape[0] if side else b.shape[1]),
+        ("weight", sizes),
+        ("sides", (mine is not None, others is not None)),
+        ("transposed", turned),
     )
-    sides = tuple(ids for ids in (outer[1], inner[1]) if ids is not None) if leaf else tuple(known)
+    sides = tuple(ids for ids in (mine, others) if ids is not None) if leaf else tuple(known)
     each = macs / float(np.prod([len(ids) for ids in sides] or [1]))
     tracer.result.products.append(
         Product(each, sides, leaf.names[0] if leaf else "", tuple(out.shape), about if leaf else ())
     )
+
+
+def _weight_in(tracer: _Tracer, a: torch.Tensor, b: torch.Tensor) -> tuple[Leaf, int, bool] | None:
+    """Return the parameter that a product multiplies with: on which side, and whether inputs lie along its rows."""
+    for tensor, side, turned in ((b, 1, False), (b, 1, True), (a, 0, False)):
+        leaf = tracer.origin(tensor) if turned == bool(side) else tracer.weight_of(tensor)
+        if leaf is not None and leaf.parameter:
+            return leaf, side, turned
+    return None
 
 
 def vector_product(
@@ -173,6 +186,9 @@ def _fix_rest(tracer: _Tracer, tensors: tuple[torch.Tensor, ...]) -> None:
 def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
     """Take up ids along the inner dimension; what belongs to one matrix of the batch (a head) goes together."""
     bias, (a, b) = (args[0], args[1:3]) if name == "baddbmm" else (None, args[:2])
+    if a.shape[0] == 1 and bias is None:  # as einsum has it
+        _single(tracer, func, a, b, out)
+        return
     free = _contract(tracer, tracer.layers(a), tracer.layers(b), (2, 1), (1, 2))
     heads = _tie_heads(tracer, [*tracer.layers(a), *tracer.layers(b)], 0)
     if heads is not None and not all(any(0 in varying(one) for one in tracer.layers(x)) for x in (a, b)):
@@ -182,6 +198,15 @@ def bmm(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any
     if bias is not None:
         tracer.label(out, tuple(meet(tracer, name, [out, bias], out.ndim)))
     _note_attention(tracer, a.shape[0], heads, float(a.shape[1] * a.shape[2] * b.shape[2]), out)
+
+
+def _single(tracer: _Tracer, func: Any, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """Do for a batch of one product what is done for a product."""
+    one, other, result = (tensor.squeeze(0) for tensor in (a, b, out))
+    for tensor, whole in ((one, a), (other, b)):
+        tracer.label(tensor, tuple(layer.squeeze(0) for layer in tracer.layers(whole)))
+    matrix_product(tracer, "mm", func, (one, other), {}, result)
+    tracer.label(out, tuple(layer.unsqueeze(0) for layer in tracer.layers(result)))
 
 
 def _note_attention(tracer: _Tracer, batch: int, heads: Layer | None, macs: float, out: torch.Tensor) -> None:
@@ -208,7 +233,7 @@ def _contract(
     if ends[0] and ends[1]:
         for one in ends[0]:
             for other in ends[1]:
-                tracer.join(*broadcast(one.transpose(*inner), other))
+                tracer.join_layers(one.transpose(*inner), other)
     else:
         for layer in ends[0] + ends[1]:
             if 0 in varying(layer):  # all of a head goes, so that none is missed within the others
@@ -238,23 +263,33 @@ def sdpa(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, An
     """Attention in one operator, q, k, v [B, heads, N, D]: whole heads go together."""
     q, k, v = args[:3]
     result = out[0]
-    ends = [tracer.layers(q), tracer.layers(k)]
+    times = q.shape[1] // k.shape[1]  # several heads of q may have one of k and v
+    ends = [tracer.layers(q), _repeated(tracer.layers(k), times)]
+    values = _repeated(tracer.layers(v), times)
     for one in ends[0]:
         for other in ends[1]:
             if 3 in varying(one) and 3 in varying(other):
-                tracer.join(*broadcast(one, other))
-    layers = [*ends[0], *ends[1], *tracer.layers(v)]
+                tracer.join_layers(one, other)
+    layers = [*ends[0], *ends[1], *values]
+    several = any(1 in varying(layer) for layer in layers)
+    why = "keeps what is the same for every head" if several else "with a single head stays whole"
     for layer in layers:
         if not {2, 0}.isdisjoint(varying(layer)):
             tracer.fix((layer,), f"attention mixes them in {tracer.site()}")
         if 1 not in varying(layer):
-            tracer.fix((layer,), f"attention with a single head stays whole in {tracer.site()}")
+            tracer.fix((layer,), f"attention {why} in {tracer.site()}")
     heads = _tie_heads(tracer, layers, 1)
     _meet_bias(tracer, heads, [kwargs.get("attn_mask"), args[3] if len(args) > 3 else None])
-    tracer.label(result, tuple(one for one in tracer.layers(v) if 1 in varying(one)))
+    made = [one for one in values if 1 in varying(one)]
+    tracer.label(result, tuple(made or ([] if heads is None else [heads])))
     batch, count, rows, depth = q.shape
     macs = float(batch * rows * k.shape[2] * (depth + v.shape[3]))
     _note_attention(tracer, count, heads, macs, result)
+
+
+def _repeated(layers: Layers, times: int) -> Layers:
+    """Return the layers of [B, heads, N, D] where each head is repeated."""
+    return tuple(one.repeat_interleave(times, 1) if one.shape[1] > 1 else one for one in layers)
 
 
 def _meet_bias(tracer: _Tracer, heads: Layer | None, given: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +125,7 @@ def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, 
     source: torch.Tensor = args[0]
     results = tensors_of(out)
     found: list[list[Layer]] = [[] for _ in results]
+    followed: list[Layer] = []
     for layer in tracer.layers(source):
         if name in PICKS and _picks(name, args, layer):
             if name == "select" and len(varying(layer)) < 2:
@@ -133,6 +135,7 @@ def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, 
                 continue
         if name in CUTTING:
             align_pieces(tracer, name, args, layer, results)
+        followed.append(layer)
         full = layer.expand(source.shape)
         ids = [full.reshape(args[1])] if name in VIEWS else tensors_of(func(full, *args[1:], **kwargs))
         for kept, result in zip(found, ids, strict=True):
@@ -140,7 +143,23 @@ def _shape(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, 
         if name in CUTS:
             _note_cut(tracer, name, args, layer, [kept[-1] for kept in found])
     for result, layers in zip(results, found, strict=True):
-        tracer.label(result, tuple(layers))
+        tracer.label(result, tuple(_merged(tracer, followed, layers)))
+
+
+def _merged(tracer: _Tracer, before: list[Layer], after: list[Layer]) -> list[Layer]:
+    """Return the layers of a result, two whose dimensions a view made one (heads, and the depth of each) as a grid."""
+    for i, j in combinations(range(len(after)), 2):
+        if (
+            overlapping([after[i]], varying(after[j])) is None
+            or overlapping([before[i]], varying(before[j])) is not None
+        ):
+            continue
+        both = broadcast(after[i], after[j])
+        grid = tracer.union.fresh(both[0].size).reshape(both[0].shape)
+        tracer.result.shared += [(grid, one) for one in both]
+        rest = [layer for number, layer in enumerate(after) if number not in (i, j)]
+        return [torch.from_numpy(grid), *rest]
+    return after
 
 
 def _picks(name: str, args: Args, layer: Layer) -> bool:
@@ -191,7 +210,7 @@ def _reduce(tracer: _Tracer, name: str, args: Args, kwargs: dict[str, Any], out:
     found = []
     for layer in tracer.layers(source):
         inside = tuple(d for d in varying(layer) if d in wanted)
-        if inside and name in ("sum", "linalg_vector_norm") and inside == varying(layer):
+        if inside and name in ("sum", "norm", "linalg_vector_norm") and inside == varying(layer):
             tracer.doubt(layer, name)  # zeros add nothing, where removed channels would be zeros here
         elif inside:
             mix(tracer, name, layer, inside)
@@ -298,6 +317,11 @@ def _glu(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, An
     tracer.label(out, tuple(found))
 
 
+def _unpool(tracer: _Tracer, name: str, func: Any, args: Args, kwargs: dict[str, Any], out: Any) -> None:
+    """Join channels with the places that a pooling of as many remembered for them."""
+    tracer.label(out, tuple(meet(tracer, name, list(args[:2]), out.ndim)))
+
+
 Rule = Callable[["_Tracer", str, Any, Args, dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {
     "cat": _cat,
@@ -309,6 +333,8 @@ _RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "_prelu_kernel": _prelu,
     "glu": _glu,
+    "max_unpool2d": _unpool,
+    "max_unpool3d": _unpool,
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     **dict.fromkeys(NORMALISERS, _softmax),
     "convolution": convolution,

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from penjing_prune.heads import opened
-from penjing_prune.labels import Ids, Layer, Layers, Union, along, numbers, varying
+from penjing_prune.labels import Ids, Layer, Layers, Union, along, broadcast, numbers, varying
 from penjing_prune.outputs import tensors_in
 from penjing_prune.replay import CHOOSING
 
@@ -100,6 +100,8 @@ class Traced:
     cuts: list[Cut] = dataclasses.field(default_factory=list)
     products: list[Product] = dataclasses.field(default_factory=list)
     counts: list[Count] = dataclasses.field(default_factory=list)
+    #: ids of a grid (heads × depth, say), and those of a vector along one axis of it that each of them meets
+    shared: list[tuple[Ids, Ids]] = dataclasses.field(default_factory=list)
     #: parameters that scale the result of a batch norm
     scales: set[str] = dataclasses.field(default_factory=set)
     #: the network keeps some of what it computes and drops the rest, as detectors do
@@ -269,6 +271,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def join(self, first: Ids, second: Ids) -> None:
         """Make channels go together."""
         self.union.join(first, second)
+
+    def join_layers(self, first: Layer, second: Layer) -> None:
+        """Make the channels of two layers of equal ndim go together; where one has axes that the other lacks, maybe."""
+        both, (one, other) = broadcast(first, second), (set(varying(first)), set(varying(second)))
+        if one > other:
+            self.result.shared.append(both)
+        elif one < other:
+            self.result.shared.append((both[1], both[0]))
+        else:
+            self.join(*both)
 
     def tie(self, layer: Layer, dims: tuple[int, ...]) -> None:
         """Make all channels along `dims` go together."""
