@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 #: what those who use a finished run again read in its run.json
 _KEPT = {
-    "device": str, "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
+    "source": str, "weights": str | NoneType, "device": str,
+    "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
 }  # fmt: skip
 
 #: what the fields of a Request may be, and that in words; Path and str are taken for each other
