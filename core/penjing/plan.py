@@ -123,7 +123,10 @@ def _naive(step: Step) -> Step | None:
 
 def choose_task(host: Host, model: Model) -> Task:
     """Return the task that scores this model: a plugin's where one fits, then classification, then fidelity."""
-    fitting = [task for task in host.tasks.values() if task.fits(model)]
+    fitting = []
+    for task in host.tasks.values():
+        with promise.kept(task.name, "fits"):
+            fitting += [task] if task.fits(model) else []
     own = ("classification", "fidelity")
     return min(fitting, key=lambda task: own.index(task.name) if task.name in own else -1)
 

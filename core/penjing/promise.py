@@ -39,6 +39,8 @@ def fault(kind: type[Step]) -> str:
         r"[A-Za-z0-9_][A-Za-z0-9_.-]*", kind.name
     ):  # it names folders, and options on a command line
         return "its name must be of letters, digits, dots, dashes and underscores"
+    if missing := sorted(kind.__abstractmethods__):
+        return f"it has no method {missing[0]}"
     if not _texts(getattr(kind, "accepts", None)):
         return 'accepts must be a frozenset of forms, such as frozenset({"onnx"})'
     if not isinstance(getattr(kind, "produces", None), str):

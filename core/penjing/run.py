@@ -263,7 +263,7 @@ class Run:
     def _resources(self, step: Step) -> Any:
         with promise.kept(step.name, "resources"):
             resources = step.resources(self.plan.device, self.plan.backend)
-            return json.loads(json.dumps(resources, sort_keys=True, default=str))
+            return json.loads(json.dumps(resources, sort_keys=True, default=str, allow_nan=False))
 
     def remember_broken(self, broken: Iterable[tuple[str, str]]) -> None:
         """Note the photographs that were found broken by work that is reused, as it did when it was done."""

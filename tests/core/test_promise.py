@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from penjing.api import compress
 from penjing.errors import PenjingError, PlanError, PluginError, StepError
@@ -13,7 +14,7 @@ from penjing.exhibit import Bars, Table
 from penjing.hookspecs import hookimpl
 from penjing.host import Host
 from penjing.options import option
-from penjing.step import Technique
+from penjing.step import Backend, Technique
 
 ONNX = frozenset({"onnx"})
 
@@ -170,3 +171,53 @@ def test_a_plugin_whose_recipe_is_none_is_told(toy, place):
     plugin = SimpleNamespace(__name__="bad", penjing_recipe=hookimpl(recipe))
     with pytest.raises(PluginError, match="no Recipe with steps, but 'smaller'"):
         compress(toy.request(place), host=Host([toy, plugin], entry_points=False))
+
+
+def backend(**changes) -> type[Backend]:
+    """Return a backend that is right but for the changes."""
+    said = {
+        "name": "bad.run", "accepts": ONNX, "produces": "onnx", "exact": True, "__doc__": "Run.",
+        "apply": lambda self, model, context: model,
+        "available": lambda self, device: "it is elsewhere",
+        "open": lambda self, model, device: lambda batch: [batch.mean(axis=(2, 3))],
+        **changes,
+    }  # fmt: skip
+    return dataclass(frozen=True)(type("Bad", (Backend,), {k: v for k, v in said.items() if v is not None}))
+
+
+def run_on(toy, place, kind: type[Backend]):
+    plugin = SimpleNamespace(__name__="bad", penjing_backends=hookimpl(lambda: [kind]))
+    toy.recipe(place, '"toy.tidy"', '"bad.run"')
+    return compress(toy.request(place), host=Host([toy, plugin], entry_points=False))
+
+
+def test_a_backend_without_fault_is_measured(toy, place):
+    assert run_on(toy, place, backend())["columns"][0]["accuracy"]["value"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"open": None}, "it has no method open"),
+        ({"available": fails}, "bad.run fails in available"),
+        ({"open": fails}, "bad.run fails in open"),
+        ({"deployment": fails}, "bad.run fails in deployment"),
+        ({"resources": lambda *_: {"share": float("nan")}}, "bad.run fails in resources"),
+        ({"open": lambda *_: fails}, "The backend fails in running a model: ZeroDivisionError"),
+        ({"open": lambda *_: lambda batch: None}, "no list of arrays of numbers, but None"),
+        ({"open": lambda *_: lambda batch: []}, "no list of arrays"),
+        ({"open": lambda *_: lambda batch: [[1, 2, 3]]}, "no list of arrays"),
+        ({"open": lambda *_: lambda batch: [np.array(["a"])]}, "no list of arrays"),
+    ],
+)
+def test_a_backend_at_fault_is_told_and_nothing_is_reported(toy, place, changes, words):
+    with pytest.raises(PluginError) as error:
+        run_on(toy, place, backend(**changes))
+    assert words in error.value.message
+    assert not (place / "run" / "report.json").exists()
+
+
+def test_fewer_answers_than_photographs_are_no_accuracy(toy, place):
+    kind = backend(open=lambda *_: lambda batch: [batch.mean(axis=(2, 3))[:1]])
+    with pytest.raises(StepError, match=r"answers 1 photographs of \d+ "):
+        run_on(toy, place, kind)
