@@ -26,13 +26,29 @@ if TYPE_CHECKING:
 
 #: what those who use a finished run again read in its run.json
 _KEPT = {
-    "device": str, "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
+    "source": str, "weights": str | NoneType, "device": str,
+    "backend": dict, "task": str, "seed": int, "classes": list, "preprocess": dict | NoneType,
 }  # fmt: skip
+
+#: what the fields of a Request may be, and that in words; Path and str are taken for each other
+_ASKED: dict[str, tuple[tuple[type, ...], str]] = {
+    "source": ((str,), "text or a path"),
+    "device": ((str,), "text or a path"),
+    **dict.fromkeys(("data", "weights", "recipe", "out"), ((Path, NoneType), "a path or None")),
+    "preprocess": ((Path, Preprocess, NoneType), "a path, a Preprocess or None"),
+    "settings": ((tuple,), 'a tuple of texts, "STEP.OPTION=VALUE"'),
+    "goal": ((Goal,), "a Goal"),
+    "seed": ((int,), "a whole number"),
+    "max_broken": ((int, float), "a number"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for: a model, a device, photographs, and demands."""
+    """What is asked for: a model, a device, photographs, and demands. A path may be given as text.
+
+    Raises PlanError naming the field whose value is of another kind.
+    """
 
     source: str
     device: str
@@ -51,6 +67,27 @@ class Request:
     max_broken: float = 0.05
     #: the run folder; None makes one up under runs/
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, (kinds, words) in _ASKED.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and Path in kinds:
+                value = Path(value)
+            elif isinstance(value, Path) and str in kinds:
+                value = str(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise PlanError(f"{name} of a Request is {value!r}; it must be {words}.")
+            object.__setattr__(self, name, value)
+        if not all(isinstance(setting, str) for setting in self.settings):
+            raise PlanError(
+                f"settings of a Request are {self.settings!r}.", hint='Each is text, "STEP.OPTION=VALUE".'
+            )
+        if not 0 <= self.seed < 2**32:
+            raise PlanError(f"seed of a Request is {self.seed}; it is from 0 to 4294967295.")
+        if not 0 <= self.max_broken <= 1:
+            raise PlanError(f"max_broken of a Request is {self.max_broken}; it is a share from 0 to 1.")
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
-from penjing import __version__, measure
+from penjing import __version__, measure, promise
 from penjing.environment import environment
 from penjing.files import sha256_of
 from penjing.measurements import remembered, times
@@ -29,7 +29,8 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
     """Measure the columns and return the report."""
     plan = run.plan
     backend, device = plan.backend, plan.device
-    why_not_timed = backend.available(device)
+    with promise.kept(backend.name, "available"):
+        why_not_timed = backend.available(device)
     made = {name: column for name, column in columns.items() if not column.failed}
     unique = _unique(made)
     sessions: dict[str, Session] = {}
@@ -37,7 +38,8 @@ def compare(run: Run, columns: Mapping[str, Column], command: str) -> Report:
     def opened() -> dict[str, Session]:
         """Open the sessions at first need: a run that is only read again needs none."""
         if not sessions:
-            sessions.update({name: backend.open(made[name].model, device) for name in unique.values()})
+            with promise.kept(backend.name, "open"):
+                sessions.update({name: backend.open(made[name].model, device) for name in unique.values()})
         return sessions
 
     tallies = _answers(run, unique, made, opened)
@@ -192,8 +194,9 @@ def _scores(run: Run, columns: Mapping[str, Column]) -> dict[str, dict[str, Any]
     }
 
     def ask() -> dict[str, Any]:
-        sessions = {"original": backend.open(original, plan.device)}
-        sessions |= {model.fingerprint: backend.open(model, plan.device) for model in changed}
+        with promise.kept(backend.name, "open"):
+            sessions = {"original": backend.open(original, plan.device)}
+            sessions |= {model.fingerprint: backend.open(model, plan.device) for model in changed}
         tallies = measure.answer(sessions, original, data.select, preprocess, plan.task, run.progress)
         return {
             "scores": {name: _score(tally, plan.task.metric) for name, tally in tallies.items()},

@@ -21,9 +21,12 @@ class Goal:
 
     def __post_init__(self) -> None:
         for name, bound in dataclasses.asdict(self).items():
-            if bound is not None and not (math.isfinite(bound) and bound >= 0):
+            if bound is None:
+                continue
+            number = isinstance(bound, int | float) and not isinstance(bound, bool)
+            if not (number and 0 <= bound < math.inf):
                 raise PlanError(
-                    f"{name} is {bound}; it must be a number of 0 or more.", hint="None makes no demand."
+                    f"{name} is {bound!r}; it must be a number of 0 or more.", hint="None makes no demand."
                 )
 
     def __bool__(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from penjing import builtin, hookspecs
+from penjing import builtin, hookspecs, promise
 from penjing.device import Device, find_device
 from penjing.errors import InputError, PenjingError, PlanError, PluginError, did_you_mean
 from penjing.model import Model
@@ -120,13 +121,17 @@ class Host:
     @cached_property
     def steps(self) -> dict[str, type[Step]]:
         """Return every technique and backend by name."""
-        kinds = self._collect("penjing_techniques", lambda step: step.name)
-        backends = self._collect("penjing_backends", lambda step: step.name)
+        kinds = self._collect("penjing_techniques", _name_of)
+        backends = self._collect("penjing_backends", _name_of)
         for name in kinds.keys() & backends.keys():
             raise PluginError(f"{name!r} is both a technique and a backend.")
         for name, kind in (kinds | backends).items():
             if not (inspect.isclass(kind) and issubclass(kind, Step) and dataclasses.is_dataclass(kind)):
                 raise PluginError(f"{name!r} is not a dataclass derived from Technique or Backend: {kind!r}.")
+            if wrong := promise.fault(kind):
+                raise PluginError(
+                    f"The step {name!r} of {kind.__module__} is not declared as it must be: {wrong}."
+                )
         return kinds | backends
 
     @property
@@ -145,12 +150,12 @@ class Host:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """Return every task by name."""
-        return self._collect("penjing_tasks", lambda task: task.name)
+        return self._collect("penjing_tasks", _name_of)
 
     @cached_property
     def profiles(self) -> list[Path]:
         """Return the paths of all device profiles."""
-        return sorted(self._collect("penjing_devices", str).values())
+        return sorted(map(Path, self._collect("penjing_devices", os.fspath)))
 
     def step(self, name: str) -> type[Step]:
         """Return the technique or backend called `name`."""
@@ -175,20 +180,28 @@ class Host:
         self, source: str, *, weights: Path | None = None, preprocess: Preprocess | None = None
     ) -> Model:
         """Open the model that `source` names."""
-        model: Model | None = self._manager.hook.penjing_open(
-            source=source, weights=weights, preprocess=preprocess
-        )
+        with promise.kept(f"A plugin asked to open {source!r}", "penjing_open"):
+            model: Model | None = self._manager.hook.penjing_open(
+                source=source, weights=weights, preprocess=preprocess
+            )
         if model is None:
             raise InputError(
                 f"Nothing here can open {source!r}.",
                 hint="Sources look like torchvision:resnet50, timm:NAME, hub:OWNER/REPO:ENTRY, path/model.py:factory, "
                 "package.module:factory, x.onnx or x.pt2." + self._losses(),
             )
+        if not isinstance(model, Model):
+            raise PluginError(f"A plugin opened {source!r} and returned no model, but {model!r}.")
         return model
 
     def recipe(self, device: Device, model: Model, goal: Goal) -> Recipe:
         """Return the recipe that the plugins, or else the device's profile, have for this model."""
-        recipe: Recipe = self._manager.hook.penjing_recipe(device=device, model=model, goal=goal)
+        from penjing.recipe import Recipe
+
+        with promise.kept(f"A plugin asked for a recipe for {device.name}", "penjing_recipe"):
+            recipe = self._manager.hook.penjing_recipe(device=device, model=model, goal=goal)
+        if not (isinstance(recipe, Recipe) and recipe.uses):
+            raise PluginError(f"A plugin's recipe for {device.name} is no Recipe with steps, but {recipe!r}.")
         return recipe
 
     def apply(self, step: Step, model: Model, context: Context) -> Model:
@@ -220,7 +233,7 @@ class Host:
         for owner, item in self._brought[hook]:
             try:
                 name = name_of(item)
-            except AttributeError as error:
+            except (AttributeError, TypeError) as error:
                 raise PluginError(f"{item!r}, from the plugin {owner}, has no name.") from error
             if name in found:
                 raise PluginError(
@@ -229,6 +242,13 @@ class Host:
                 )
             found[name], owners[name] = item, owner
         return found
+
+
+def _name_of(item: Any) -> str:
+    """Return the name of what a plugin brings; TypeError where it is no text."""
+    if not isinstance(item.name, str):
+        raise TypeError(f"name is {item.name!r}")
+    return item.name
 
 
 def _reason(error: BaseException) -> str:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from penjing import interval
-from penjing.errors import StepError
+from penjing import interval, promise
+from penjing.errors import PluginError, StepError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,18 +86,28 @@ def _run(session: Session, inputs: Array, fixed: int | None) -> list[Array]:
     count = len(inputs)
     if fixed and count < fixed:
         inputs = np.concatenate([inputs, np.zeros((fixed - count, *inputs.shape[1:]), inputs.dtype)])
-    return [
-        output[:count] if output.ndim and len(output) == len(inputs) else output for output in session(inputs)
-    ]
+    with promise.kept("The backend", "running a model"):
+        outputs = session(inputs)
+    if not (isinstance(outputs, list | tuple) and outputs and all(_is_array(output) for output in outputs)):
+        raise PluginError(f"The backend answers with no list of arrays of numbers, but {outputs!r:.80}.")
+    return [output[:count] if output.ndim and len(output) == len(inputs) else output for output in outputs]
+
+
+def _is_array(output: object) -> bool:
+    import numpy as np
+
+    return isinstance(output, np.ndarray) and output.dtype.kind in "bfiu"
 
 
 def _count(tally: Tally, outputs: list[Array], reference: list[Array], batch: Batch, task: Task) -> None:
     import numpy as np
 
-    if batch.labels is not None and (right := task.score(outputs, batch.labels)) is not None:
-        tally.right += [bool(value) for value in right]
-    if (agrees := task.agreement(outputs, reference)) is not None:
-        tally.agrees += [bool(value) for value in agrees]
+    with promise.kept(task.name, "score"):
+        if batch.labels is not None and (right := task.score(outputs, batch.labels)) is not None:
+            tally.right += [bool(value) for value in right]
+    with promise.kept(task.name, "agreement"):
+        if (agrees := task.agreement(outputs, reference)) is not None:
+            tally.agrees += [bool(value) for value in agrees]
     for output, wanted in zip(outputs, reference, strict=True):
         if np.issubdtype(wanted.dtype, np.floating):
             tally.signal = _add(tally.signal, wanted)

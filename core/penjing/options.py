@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from penjing.errors import PlanError, did_you_mean
+from penjing.errors import PlanError, did_you_mean, first_line
 
 T = TypeVar("T")
 
@@ -92,7 +92,10 @@ def build(cls: type[T], name: str, values: Mapping[str, Any]) -> T:
                 f"{name}.{key} takes {known[key].kind}; {error}.",
                 hint=f"Its default is {known[key].default}. `penjing plugins` lists all options.",
             ) from error
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:  # of a __post_init__ that found options that do not go together
+        raise PlanError(f"{name} does not take these options together: {first_line(error)}.") from error
 
 
 def _in_words(annotation: Any) -> str:

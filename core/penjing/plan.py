@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from penjing.errors import PlanError
+from penjing import promise
+from penjing.errors import PlanError, PluginError
 from penjing.options import build
 from penjing.step import Backend, Step
 
@@ -65,7 +66,7 @@ class Plan:
     @property
     def direct(self) -> tuple[Step, ...]:
         """Return the same techniques in their naive form."""
-        return tuple(naive for step in self.optimised if (naive := step.naive()) is not None)
+        return tuple(naive for step in self.optimised if (naive := _naive(step)) is not None)
 
     @property
     def columns(self) -> dict[str, tuple[Step, ...]]:
@@ -108,12 +109,24 @@ def make_plan(
             f"{recipe.origin}: the last step is no backend, so that nothing could run the result.",
             hint=f'End the recipe with use = "{device.backend}".',
         )
+    _ = plan.direct  # whose steps a plugin's fault should not keep back until the others have run
     return plan
+
+
+def _naive(step: Step) -> Step | None:
+    with promise.kept(step.name, "naive"):
+        naive = step.naive()
+    if naive is not None and type(naive) is not type(step):
+        raise PluginError(f"{step.name}.naive() returned another kind of step: {naive!r}.")
+    return naive
 
 
 def choose_task(host: Host, model: Model) -> Task:
     """Return the task that scores this model: a plugin's where one fits, then classification, then fidelity."""
-    fitting = [task for task in host.tasks.values() if task.fits(model)]
+    fitting = []
+    for task in host.tasks.values():
+        with promise.kept(task.name, "fits"):
+            fitting += [task] if task.fits(model) else []
     own = ("classification", "fidelity")
     return min(fitting, key=lambda task: own.index(task.name) if task.name in own else -1)
 
@@ -194,9 +207,11 @@ def _obstacle(
                 "Sort the photographs into class folders.",
             )
     try:
-        step.check_source(model)
+        with promise.kept(step.name, "check_source"):
+            step.check_source(model)
         if backend is not None:
-            step.check(device, backend)
+            with promise.kept(step.name, "check"):
+                step.check(device, backend)
     except PlanError as error:
         return error.message, error.hint
     return "", ""
@@ -213,4 +228,8 @@ def _conversion(step: Step, form: str, model: Model) -> str:
 def _why(step: Step, device: Device, backend: Backend | None) -> str:
     if backend is None:
         return (type(step).__doc__ or "").strip().split("\n", 1)[0]
-    return step.explain(device, backend)
+    with promise.kept(step.name, "explain"):
+        why = step.explain(device, backend)
+    if not isinstance(why, str):
+        raise PluginError(f"{step.name}.explain() returned no sentence, but {why!r}.")
+    return why

@@ -22,9 +22,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing import sealed
+from penjing import promise, sealed
 from penjing.environment import packages
-from penjing.errors import InputError, PenjingError, StepError, first_line
+from penjing.errors import InputError, PenjingError, PluginError, StepError, first_line
 from penjing.files import digest, sha256_of, write_bytes, write_text
 from penjing.plan import Plan
 from penjing.ranks import Ranks
@@ -108,7 +108,7 @@ class Run:
         Raises StepError where the original or the optimised model cannot be made. That the naive form fails is
         a result, not an error.
         """
-        for source in {source for step in self.plan.optimised for source in step.sources()}:
+        for source in {source for step in self.plan.optimised for source in _sources(step)}:
             self._open_once(source)  # what cannot be opened is told before anything runs
         columns = {}
         for name, steps in self.plan.columns.items():
@@ -220,19 +220,26 @@ class Run:
         )
 
     def _apply(self, step: Step, model: Model, context: Context) -> Model:
+        given = _content(model)
         try:
-            return self.host.apply(step, model, context)
+            after = self.host.apply(step, model, context)
         except PenjingError as error:
             if isinstance(error, StepError | InputError):
                 raise StepError(f"{step.name}: {error.message}", hint=error.hint) from error
             raise
         except OSError:
             raise  # said in one place, by `locked`
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StepError(
                 f"{step.name} failed: {type(error).__name__}: {first_line(error)}",
                 hint="What came before is kept. --debug shows where it happened.",
             ) from error
+        if _content(model) != given:
+            raise PluginError(
+                f"{step.name} changed the model that it was given, {model.value}.",
+                hint="It must write only into context.folder. Put the file back before you run again.",
+            )
+        return after
 
     def _key(self, step: Step, options: Mapping[str, Any], model: Model) -> str:
         trains = "training" in step.needs
@@ -240,18 +247,23 @@ class Run:
             "step": step.name,
             "options": options,
             "original": self.plan.model.fingerprint if trains else None,
-            "sources": [self._open_once(source).fingerprint for source in step.sources()],
+            "sources": [self._open_once(source).fingerprint for source in _sources(step)],
             "input": model.fingerprint,
             "labels": model.labels,
             "preprocess": model.preprocess.to_dict() if model.preprocess else None,
             "data": self.plan.data.fingerprint if self.plan.data and step.needs else None,
             "goal": dataclasses.asdict(self.plan.goal) if step.heeds_goal else None,
-            "resources": step.resources(self.plan.device, self.plan.backend),
+            "resources": self._resources(step),
             "seed": self.seed,
             "plugin": self.host.origin(step.name),
             "packages": packages(),
         }
         return digest(json.dumps(facts, sort_keys=True, default=str))
+
+    def _resources(self, step: Step) -> Any:
+        with promise.kept(step.name, "resources"):
+            resources = step.resources(self.plan.device, self.plan.backend)
+            return json.loads(json.dumps(resources, sort_keys=True, default=str, allow_nan=False))
 
     def remember_broken(self, broken: Iterable[tuple[str, str]]) -> None:
         """Note the photographs that were found broken by work that is reused, as it did when it was done."""
@@ -275,6 +287,20 @@ class Run:
         target = self.folder / column.name / "model.onnx"
         if not target.exists() or sha256_of(target) != sha256_of(model.value):
             write_bytes(target, model.value.read_bytes())
+
+
+def _content(model: Model) -> str:
+    """Return the hash of the file that a model is; "" where it is none."""
+    path = model.value
+    return sha256_of(path) if isinstance(path, Path) and path.is_file() else ""
+
+
+def _sources(step: Step) -> tuple[Source, ...]:
+    with promise.kept(step.name, "sources"):
+        sources = step.sources()
+    if not isinstance(sources, tuple) or not all(isinstance(source, Source) for source in sources):
+        raise PluginError(f"{step.name}.sources() returned no tuple of Source, but {sources!r}.")
+    return sources
 
 
 def open_source(host: Host, original: Model, source: Source) -> Model:

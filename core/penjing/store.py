@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penjing import sealed
+from penjing import promise, sealed
 from penjing.errors import PluginError, first_line
 from penjing.exhibit import to_dict
 from penjing.files import inside, sha256_of, sync
 from penjing.model import Model, Tensor
+from penjing.report.schema import FieldError, check_told
 from penjing.step import opens_nothing
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ class Store:
     ) -> Done:
         """Write down what `step` returned, and move its folder to where `find` sees it: all at once."""
         work = context.folder
+        if link := next((path for path in work.rglob("*") if path.is_symlink()), None):
+            raise PluginError(f"{step.name} left {link.name}, a link, which is no result to keep.")
         value = self._save(step, before, after, work)
+        told = _told(step, after, context)
         files = {
             path.relative_to(work).as_posix(): sha256_of(path)
             for path in sorted(work.rglob("*"))
@@ -86,12 +90,8 @@ class Store:
         record = {
             "name": step.name,
             "value": value,
-            "inputs": [dataclasses.asdict(tensor) for tensor in after.inputs],
-            "outputs": [dataclasses.asdict(tensor) for tensor in after.outputs],
             "files": files,
-            "details": context.details,
-            "warnings": context.warnings,
-            "exhibits": [to_dict(exhibit) for exhibit in context.exhibits],
+            **told,
             **facts,
         }
         sealed.write(work / RECORD, record)
@@ -112,6 +112,8 @@ class Store:
         """Return where the value is kept: a path in `work`, or from the run's root; None for weights of a module."""
         if isinstance(after.value, Path):
             path = after.value.resolve()
+            if not path.is_file():
+                raise PluginError(f"{step.name} returned {after.value}, which is no file.")
             if path.is_relative_to(work.resolve()):
                 return f"./{path.relative_to(work.resolve()).as_posix()}"
             if path == _path(before):
@@ -156,6 +158,23 @@ class Store:
                 hint="A step that changes a module's structure has to return it anew from `skeleton`.",
             ) from error
         return module.eval()
+
+
+def _told(step: Step, after: Model, context: Context) -> dict[str, Any]:
+    """Return what a step says besides its model, as JSON; PluginError where a report could not hold it."""
+    with promise.kept(step.name, "what it tells the report"):
+        told = {
+            "inputs": [dataclasses.asdict(tensor) for tensor in after.inputs],
+            "outputs": [dataclasses.asdict(tensor) for tensor in after.outputs],
+            "details": context.details,
+            "warnings": context.warnings,
+            "exhibits": [to_dict(exhibit) for exhibit in context.exhibits],
+        }
+    try:
+        check_told(told)
+    except FieldError as error:
+        raise PluginError(f"{step.name} tells what no report can hold: {error.what}.") from error
+    return told
 
 
 def _path(model: Model) -> Path | None:

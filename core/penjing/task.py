@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from penjing.errors import StepError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -48,12 +50,15 @@ class Classification(Task):
 
     def score(self, outputs: Outputs, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether the highest score is the label's."""
-        right: npt.NDArray[np.bool_] = answers(outputs) == labels
+        mine = answers(outputs)
+        _check_count(mine, len(labels))
+        right: npt.NDArray[np.bool_] = mine == labels
         return right
 
     def agreement(self, outputs: Outputs, reference: Outputs) -> npt.NDArray[np.bool_]:
         """Return whether the highest score is of the same class."""
         mine, wanted = answers(outputs), answers(reference)
+        _check_count(mine, len(wanted))
         same: npt.NDArray[np.bool_] = (mine == wanted) & (wanted >= 0)
         return same
 
@@ -73,6 +78,15 @@ class Fidelity(Task):
 
     def agreement(self, outputs: Outputs, reference: Outputs) -> None:
         """Leave it to the signal to quantisation noise ratio."""
+
+
+def _check_count(mine: npt.NDArray[np.int64], wanted: int) -> None:
+    """Raise StepError for another number of answers than photographs, which numpy might stretch to as many."""
+    if len(mine) != wanted:
+        raise StepError(
+            f"The model answers {len(mine)} photographs of {wanted} that it was given together.",
+            hint="Its first output must have a row for each image of the batch.",
+        )
 
 
 def answers(outputs: Outputs) -> npt.NDArray[np.int64]:

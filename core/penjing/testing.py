@@ -19,6 +19,7 @@ from penjing.host import Host
 from penjing.model import Model, Tensor
 from penjing.options import build, options_of
 from penjing.preprocess import Preprocess
+from penjing.promise import NEEDS
 from penjing.step import Backend, Context, Step, Technique
 from penjing.store import Store
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 #: how a photograph becomes the input of `small_model`
 SMALL = Preprocess(resize=(32, 32))
-NEEDS = frozenset({"calibration", "training", "labels"})
 
 
 def photographs(folder: Path, *, classes: int = 2, each: int = 6, size: int = 32) -> Path:

@@ -133,6 +133,7 @@ ABSURD = {
     "threads that are true": lambda m: m["runtime"].update(threads=True),
     "a runtime nobody knows": lambda m: m["runtime"].update(name="abacus"),
     "a version that is a command": lambda m: m["runtime"].update(minimum="1.0; rm -rf /"),
+    "a version that is a number": lambda m: m["runtime"].update(minimum=1.5),
     "a million labels": lambda m: m.update(labels=["x"] * 200_000),
     "a label that moves the cursor": lambda m: m.update(labels=["\x1b[2J", "b", "c"]),
     "any distance is allowed": lambda m: m["golden"].update(tolerance=1e9),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 
 import pytest
 from penjing import plan_view
-from penjing.api import compress, plan
+from penjing.api import Request, compress, plan
 from penjing.errors import InputError, PlanError
 from penjing.goal import Goal
 from penjing.host import Host
@@ -223,3 +224,39 @@ def shown(planned, stay):
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(plan_view.render(planned, stay))
     return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("source", 3, "text or a path"),
+        ("device", None, "text or a path"),
+        ("data", 3, "a path or None"),
+        ("preprocess", {"resize": 8}, "a Preprocess"),
+        ("recipe", {"use": "toy.run"}, "a path or None"),
+        ("settings", "toy.round.digits=2", "a tuple of texts"),
+        ("settings", (3,), "STEP.OPTION=VALUE"),
+        ("goal", {"max_drop": 1}, "a Goal"),
+        ("seed", "1", "a whole number"),
+        ("seed", True, "a whole number"),
+        ("seed", 2**40, "from 0 to"),
+        ("max_broken", math.nan, "from 0 to 1"),
+    ],
+)
+def test_a_request_names_the_field_whose_value_is_of_another_kind(field, value, words):
+    with pytest.raises(PlanError) as error:
+        Request(**{"source": "model.onnx", "device": "this-machine", field: value})
+    assert field in error.value.message
+    assert words in error.value.message + error.value.hint
+
+
+def test_a_request_takes_paths_as_text_and_texts_as_paths():
+    asked = Request(Path("m.onnx"), Path("board.toml"), data="photos", settings=["a.b=1"], out="run")
+    assert asked == Request("m.onnx", "board.toml", Path("photos"), settings=("a.b=1",), out=Path("run"))
+    assert asked.command == "penjing compress m.onnx --device board.toml --data photos --set a.b=1 --out run"
+
+
+@pytest.mark.parametrize("bound", ["1", True, [1]])
+def test_a_demand_that_is_no_number_is_refused(bound):
+    with pytest.raises(PlanError, match="must be a number"):
+        Goal(max_drop=bound)

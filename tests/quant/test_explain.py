@@ -105,6 +105,15 @@ def test_a_model_that_the_report_does_not_tell_of_is_refused(run, tmp_path):
         explain(tmp_path / "run", "optimised", 5)
 
 
+def test_a_model_that_is_cut_short_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "optimised" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+
+    with pytest.raises(InputError, match="cut short"):
+        explain(tmp_path / "run", "optimised", 5)
+
+
 def test_json_has_every_layer_and_tensor(run):
     result = CliRunner().invoke(cli, ["explain", str(run), "--json"])
     found = json.loads(result.stdout)

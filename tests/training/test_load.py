@@ -165,3 +165,11 @@ def test_a_teacher_that_cannot_be_opened_is_told_before_anything_runs(finished, 
     with pytest.raises(InputError, match="resnet1000"):
         penjing.compress(plain.request(tmp_path), host=plain.host())
     assert not list((tmp_path / "run").glob("steps/*"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("source", 3), ("weights", 3)])
+def test_a_run_json_that_was_changed_is_refused_by_its_field(place, name, value):
+    path = place / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(InputError, match=f"its '{name}' cannot be read"):
+        penjing.load(place / "run")

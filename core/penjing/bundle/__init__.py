@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penjing import promise
 from penjing.bundle import engine, readme, runner
 from penjing.errors import InputError, PlanError, PluginError, StepError
 from penjing.files import sha256_of, sync
@@ -59,7 +60,8 @@ _SIGNED, _EXACT = ("session.qdqisint8allowed", "1"), ("session.x64quantprecision
 
 def why_not(model: Model, backend: Backend, device: Device) -> str:
     """Return why no bundle can be made of a model that ends in this backend, "" where one can."""
-    deployment = backend.deployment(model, device)
+    with promise.kept(backend.name, "deployment"):
+        deployment = backend.deployment(model, device)
     if deployment is None:
         return f"the runner cannot run what the backend {backend.name} makes"
     if deployment.runtime not in runner.RUNTIMES:

@@ -315,11 +315,26 @@ def check(report: object) -> Report:
     return checked
 
 
-def _wrong(path: str, what: str, hint: str = "") -> InputError:
+def check_told(record: dict[str, Any]) -> None:
+    """Check what a step tells the report, fields of a StepRecord by name; FieldError names the first that is wrong."""
+    fields = typing.get_type_hints(StepRecord, include_extras=True)
+    for name in ("details", "exhibits", "warnings"):
+        _check(record[name], fields[name], name)
+
+
+class FieldError(InputError):
+    """A field of a report is not as declared; `what` tells which and how."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(f"This is no report of Penjing: {what}.", hint=hint)
+        self.what = what
+
+
+def _wrong(path: str, what: str, hint: str = "") -> FieldError:
     subject = f"its field {path}" if path else "it"
-    return InputError(
-        f"This is no report of Penjing: {subject} {what}.",
-        hint=hint or "Fields are described in docs/report.md; `penjing compress` writes them.",
+    return FieldError(
+        f"{subject} {what}",
+        hint or "Fields are described in docs/report.md; `penjing compress` writes them.",
     )
 
 

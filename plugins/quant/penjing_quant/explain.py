@@ -56,7 +56,7 @@ def explain(
 
     `root` is where the photographs lie now, if they moved. InputError where there is nothing to explain.
     """
-    import onnx
+    from penjing import onnx_file
     from penjing.again import report_of
     from penjing.api import described
     from penjing.host import Host
@@ -67,7 +67,7 @@ def explain(
 
     asked, host = described(run), host or Host()
     report_of(run)
-    quantised = onnx.load(_existing(run, column))
+    quantised = onnx_file.read(_existing(run, column))
     if not any(node.op_type == "DequantizeLinear" for node in quantised.graph.node):
         raise InputError(
             f"The {column} model of {run} is not quantised: it holds no Q/DQ.",

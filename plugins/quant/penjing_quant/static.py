@@ -128,6 +128,11 @@ class StaticQuantisation(Technique):
         quantiser.tell(best)
         if not best.written.integer and not quantiser.floats:
             context.warn("Nothing in this network can be quantised; it stays as it was.")
+        elif not best.written.integer:
+            context.warn(
+                f"Nothing is quantised: {len(quantiser.floats)} layers could be, and stay float because integers make "
+                "them no faster. float_layers = 0 quantises them for the size."
+            )
         return self._finish(model, quantiser, best)
 
     def _finish(self, model: Model, quantiser: Quantiser, best: Candidate) -> Model:
