@@ -54,7 +54,7 @@ def test_attention_looks_at_places_not_at_channels_or_scale():
 
 def test_what_layers_put_out_is_seen_in_the_order_they_finish():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)))
-    found, _ = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 4)))
+    found, _ = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 4)), 2)
 
     assert list(found) == ["0", "1.0", "1.1", "1"]
     assert found["1"] == (2, 4, 2, 2)
@@ -72,21 +72,44 @@ def test_layers_with_channels_last_are_seen_with_channels_first():
             return self.back(self.wide(self.norm(self.stem(x).movedim(1, -1))).movedim(-1, 1))
 
     network = Last()
-    shapes, last = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 5)))
+    shapes, moves = shapes_of(network, lambda: network(torch.zeros(2, 3, 4, 5)), 2)
 
-    assert last == {"norm", "wide", "wide.0", "wide.1"}
+    assert moves == dict.fromkeys(("norm", "wide", "wide.0", "wide.1"), (-1, 1))
     assert shapes["stem"] == shapes["norm"] == (2, 6, 4, 5)
     assert shapes["wide"] == (2, 12, 4, 5)
-    watch = Watch(network, ["wide", "back"], last)
+    watch = Watch(network, ["wide", "back"], moves)
     network(torch.zeros(2, 3, 4, 5))
     assert watch["wide"].shape == (2, 12, 4, 5)
     assert watch["back"].shape == (2, 6, 4, 5)
 
 
+def test_tokens_are_seen_with_channels_last_wherever_a_network_has_them():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Sequential(nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8), nn.ReLU())
+            self.sequence, self.batch = nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = self.mix(x.flatten(2)).permute(2, 0, 1)  # [T, N, C], as PyTorch's encoder takes them
+            return self.batch(self.sequence(tokens).transpose(0, 1)).mean(1)
+
+    network = Tokens().eval()
+    shapes, moves = shapes_of(network, lambda: network(torch.zeros(2, 3, 5, 5)), 2)
+
+    assert {name: shapes[name] for name in ("mix", "mix.2", "sequence", "sequence.norm2")} == dict.fromkeys(
+        ("mix", "mix.2", "sequence", "sequence.norm2"), (2, 25, 8)
+    )
+    assert shapes["batch"] == (2, 25, 4)
+    watch = Watch(network, ["mix", "sequence"], moves)
+    network(torch.zeros(3, 3, 5, 5))
+    assert watch["mix"].shape == watch["sequence"].shape == (3, 25, 8)
+
+
 @pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
 def test_stages_of_transformers_meet_by_height_and_width(name):
     network = torchvision.models.get_model(name, weights=None).eval()
-    shapes, _ = shapes_of(network, lambda: network(torch.zeros(1, 3, 64, 64)))
+    shapes, _ = shapes_of(network, lambda: network(torch.zeros(1, 3, 64, 64)), 1)
     sizes = {tuple(shape[2:]) for shape in shapes.values() if len(shape) == 4}
 
     assert sizes <= {(n, n) for n in (1, 2, 4, 8, 16)}
@@ -99,3 +122,13 @@ def test_a_watch_keeps_what_was_put_out_last():
         network(torch.full((1,), value))
     assert watch["0"] == 2
     watch.close()
+
+
+def test_a_watch_forgets_layers_that_did_not_run_again():
+    network = nn.Sequential(nn.Identity(), nn.Identity())
+    watch = Watch(network, ["0", "1"])
+    network(torch.zeros(1))
+    network.forward = lambda x: network[0](x)
+    network(torch.ones(1))
+    assert "0" in watch
+    assert "1" not in watch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from penjing.errors import PlanError, StepError
 from penjing_distill.steps import Attention, Features, Logits, Student
+from torch import nn
 from torch.nn import functional
 
 QUICK = {"epochs": 15, "learning_rate": 2e-2, "batch_size": 8}
@@ -77,6 +78,32 @@ def test_any_step_takes_any_teacher_of_the_same_classes_and_leaves_both_networks
     for m in (model, wise, result):
         assert not any(module._forward_hooks for module in m.value.modules())
     assert result.value.state_dict().keys() == model.value.state_dict().keys(), "adapters are thrown away"
+
+
+class LeavesBlocksOut(nn.Module):
+    """Stochastic depth as Huang et al. have it: in training a block does not run at times."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, width, 4, 4), nn.Conv2d(width, width, 3, padding=1)
+        self.head, self.runs = nn.Linear(width, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += self.training
+        x = self.stem(x)
+        if not self.training or self.runs % 2:
+            x = x + self.block(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Features, Attention])
+def test_layers_are_compared_in_the_steps_they_run_in(kit, context, kind):
+    context = dataclasses.replace(context, original=kit.as_model(LeavesBlocksOut(12)))
+    student = LeavesBlocksOut(8)
+
+    result = kind(epochs=1, batch_size=16, weight=1.0).apply(kit.as_model(student), context).value
+
+    assert not torch.equal(result.block.weight, student.block.weight)
 
 
 @pytest.mark.parametrize("kind", TAUGHT)

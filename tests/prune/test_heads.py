@@ -243,3 +243,84 @@ def test_a_network_without_heads_is_had_again_from_its_list_of_edits(tmp_path: P
 def test_a_module_without_such_a_form_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="Linear has no form"):
         apply(nn.Sequential(nn.Linear(4, 4)), Edit((), (), ("0",)))
+
+
+class Flat(nn.Module):
+    """A linear layer whose norm takes all tokens of all images for one batch, as LeViT has it."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(inside, outside, bias=False), nn.BatchNorm1d(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+
+class Numbers(nn.Module):
+    """Attention that writes down six numbers, two of which count its heads, and keeps its bias while it is in use."""
+
+    def __init__(self, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.depth, self.values, self.resolution = heads, depth, 2 * depth, (4, 4)
+        self.all_depths, self.all_values = heads * depth, heads * 2 * depth
+        self.qkv, self.proj = Flat(width, 4 * heads * depth), Flat(heads * 2 * depth, width)
+        self.bias = nn.Parameter(torch.randn(heads, 16, 16))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Numbers:
+        self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, self.heads, -1).split([self.depth, self.depth, self.values], 3)
+        bias = self.bias if self.training else self.kept.setdefault("bias", self.bias + 0)
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + bias
+        y = scores.softmax(-1) @ v.transpose(1, 2)
+        return x + self.proj(self.join(y, x))
+
+    def join(self, y: Tensor, x: Tensor) -> Tensor:
+        return y.transpose(1, 2).reshape(*x.shape[:2], self.all_values)
+
+
+class Levit(nn.Module):
+    """Two such attentions and what follows each."""
+
+    def __init__(self, attention: type[Numbers] = Numbers) -> None:
+        super().__init__()
+        self.patches, self.last = nn.Conv2d(3, 64, 8, 8), nn.Linear(64, 4)
+        blocks = (
+            nn.Sequential(attention(64, 8, 4), Flat(64, 32), nn.Hardswish(), Flat(32, 64)) for _ in range(2)
+        )
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Wide(Numbers):
+    """The same, where all heads together have to be as wide as the input."""
+
+    def join(self, y: Tensor, x: Tensor) -> Tensor:
+        return y.transpose(1, 2).reshape(x.shape)
+
+
+def test_heads_go_where_many_numbers_may_count_them_and_other_code_follows_only_then() -> None:
+    module = Levit().eval()
+    analysis = analysed(module)
+    edit = some(analysis)
+
+    assert analysis.error(edit)[0] <= TOLERANCE
+    assert alone(analysis).keys() == {"last"}
+    assert {name for _, name in analysis.attributes} == {"heads", "all_values"}
+    small = pruned(module, edit).train()
+    assert small.blocks[0][0].bias.shape[0] < 4
+    small(torch.rand(2, 3, 32, 32)).square().mean().backward()
+
+
+def test_attention_that_does_not_follow_keeps_no_layer_that_only_shares_other_code_with_it() -> None:
+    analysis = analysed(Levit(Wide))
+
+    assert analysis.error(some(analysis))[0] <= TOLERANCE
+    assert not alone(analysis).keys() & {"blocks.0.1.linear", "blocks.1.1.linear"}

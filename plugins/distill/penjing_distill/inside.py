@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 #: the mean over a batch of how far layers are apart
 Distance = Callable[[Tensor, Tensor], Tensor]
+#: a dimension, and where it goes
+Move = tuple[int, int]
+#: layers that put out channels before places
+_FIRST = (nn.modules.conv._ConvNd, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class Inside(Distil):
@@ -47,13 +51,13 @@ class Inside(Distil):
         super().begin(network, model, example)
         teacher = self.teacher.network
         assert teacher is not None
-        mine, my_last = shapes_of(network, lambda: network(example))
-        its, its_last = shapes_of(teacher, lambda: self.teacher(example))
+        mine, my_moves = shapes_of(network, lambda: network(example), len(example))
+        its, its_moves = shapes_of(teacher, lambda: self.teacher(example), len(example))
         self.pairs = pairs(mine, its, self.layers)
         for name, other in self.pairs:
             self.adapters.append(self._adapter(mine[name], its[other]))
-        self._mine = Watch(network, [name for name, _ in self.pairs], my_last)
-        self._its = Watch(teacher, [other for _, other in self.pairs], its_last)
+        self._mine = Watch(network, [name for name, _ in self.pairs], my_moves)
+        self._its = Watch(teacher, [other for _, other in self.pairs], its_moves)
         return self.adapters
 
     def _adapter(self, mine: torch.Size, its: torch.Size) -> nn.Module:
@@ -71,8 +75,9 @@ class Inside(Distil):
         apart = [
             self.distance(adapter(self._mine[name].float()), self._its[other].float())
             for adapter, (name, other) in zip(self.adapters, self.pairs, strict=True)
+            if name in self._mine  # in training some networks leave layers out at random
         ]
-        return total + self.hint * torch.stack(apart).mean()
+        return total + self.hint * torch.stack(apart).mean() if apart else total
 
     def end(self) -> None:
         """Stop watching."""
@@ -100,23 +105,27 @@ DISTANCES: dict[str, Distance] = {"features": relative_error, "attention": atten
 
 
 class Watch:
-    """Keeps what some layers of a network put out last, by name; [N, C, H, W] also of those with channels last."""
+    """Keeps what some layers of a network put out the last time it ran, by name, their dimensions moved by `moves`."""
 
-    def __init__(self, network: nn.Module, names: list[str], last: frozenset[str] = frozenset()) -> None:
+    def __init__(self, network: nn.Module, names: list[str], moves: Mapping[str, Move] | None = None) -> None:
         self._found: dict[str, Tensor] = {}
-        self._last = last
+        self._moves = moves or {}
         modules = dict(network.named_modules())
         self._hooks = [modules[name].register_forward_hook(self._keep(name)) for name in names]
+        self._hooks.append(network.register_forward_pre_hook(lambda *_: self._found.clear()))
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self._found[name] = output.movedim(-1, 1) if name in self._last else output
+                self._found[name] = output.movedim(*self._moves[name]) if name in self._moves else output
 
         return keep
 
     def __getitem__(self, name: str) -> Tensor:
         return self._found[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
 
     def close(self) -> None:
         """Stop, and forget."""
@@ -125,41 +134,52 @@ class Watch:
         self._found.clear()
 
 
-def shapes_of(network: nn.Module, run: Callable[[], object]) -> tuple[dict[str, torch.Size], frozenset[str]]:
+def shapes_of(
+    network: nn.Module, run: Callable[[], object], batch: int
+) -> tuple[dict[str, torch.Size], dict[str, Move]]:
     """Return the shapes of what the layers of a network put out, in the order they are finished in `run`.
 
-    Those of images are [N, C, H, W]; also returns the layers that put out [N, H, W, C], as Swin's do.
+    Those of images are [N, C, H, W] and those of tokens [N, T, C]; also returns which dimension of which layer has to
+    be moved for that. `run` runs the network on a batch of `batch` images.
     """
     watch = Watch(network, [name for name, _ in network.named_modules() if name])
     try:
         with torch.no_grad():
             run()
-        found = {name: value.shape for name, value in watch._found.items() if value.is_floating_point()}
+        found = {name: value for name, value in watch._found.items() if value.is_floating_point()}
     finally:
         watch.close()
-    last = _channels_last(network, found)
+    moves = _moves(network, {name: value.shape for name, value in found.items()}, batch)
     return {
-        name: torch.Size((shape[0], shape[3], *shape[1:3])) if name in last else shape
-        for name, shape in found.items()
-    }, last
+        name: (value.movedim(*moves[name]) if name in moves else value).shape for name, value in found.items()
+    }, moves
 
 
-def _channels_last(network: nn.Module, shapes: dict[str, torch.Size]) -> frozenset[str]:
-    """Return the layers that put out images with channels last: those of a shape that only such layers have.
+def _moves(network: nn.Module, shapes: dict[str, torch.Size], batch: int) -> dict[str, Move]:
+    """Return the moves of layers that put out [N, H, W, C], as Swin's do, [N, C, T] or [T, N, C].
 
-    Linear layers and layer norms tell the one by their width, convolutions and their norms the other.
+    Linear layers and layer norms tell by their width that channels are last, convolutions and their norms that they
+    are first; it holds for all layers of a shape that only such layers have.
     """
     first, last = set(), set()
     for name, shape in shapes.items():
         part = network.get_submodule(name)
-        if len(shape) != 4:
+        if len(shape) not in (3, 4):
             continue
-        if isinstance(part, nn.modules.conv._ConvNd | nn.BatchNorm2d | nn.GroupNorm):
+        if isinstance(part, _FIRST):
             first.add(shape)
         width = part.normalized_shape[-1] if isinstance(part, nn.LayerNorm) else None
-        if isinstance(part, nn.Linear) or (width == shape[3] and width != shape[1]):
+        if isinstance(part, nn.Linear) or (width == shape[-1] and width != shape[1]):
             last.add(shape)
-    return frozenset(name for name, shape in shapes.items() if shape in last - first)
+    moves = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and shape in last - first:
+            moves[name] = (-1, 1)
+        elif len(shape) == 3 and shape in first - last:
+            moves[name] = (1, 2)
+        elif len(shape) == 3 and shape[0] != batch == shape[1]:
+            moves[name] = (0, 1)
+    return moves
 
 
 def pairs(

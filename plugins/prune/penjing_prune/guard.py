@@ -140,14 +140,15 @@ def _alike(traced: Traced) -> dict[tuple[str, str], list[list[int]]]:
     for number, cut in enumerate(traced.cuts):
         if cut.doubt or cut.site.kind not in DYNAMIC:
             found[cut.site.kind, cut.site.line][cut.site.module].append(number)
-    return {key: list(places.values()) for key, places in found.items()}
+    # what is at work in few places comes first: the rest may stumble over it
+    return {key: list(places.values()) for key, places in sorted(found.items(), key=lambda one: len(one[1]))}
 
 
 def _settle(analysis: Analysis, places: list[list[int]], axes: dict[int, int], fixed: dict[int, str]) -> None:
     """Find out what makes cuts follow a change of channels; fix the channels of those where nothing does.
 
     The code is the same in all `places`: what works in the first works in the others, unless their surroundings
-    differ, which is why failure is believed after two.
+    differ, which is why failure is believed only after two.
     """
     everywhere = [number for place in places for number in place]
     first = _try(analysis, everywhere, axes, fixed)
@@ -159,13 +160,15 @@ def _settle(analysis: Analysis, places: list[list[int]], axes: dict[int, int], f
         failed += _settle_one(analysis, place, axes, fixed)
     if len(places) > FEW:
         rest = [number for place in places[2:] for number in place]
-        if failed == 2 or (first := _try(analysis, rest, axes, fixed)):
+        if failed == len(tried):
             _fix(analysis, np.concatenate([analysis.traced.cuts[n].ids for n in rest]), first, fixed)
+        else:
+            _settle_one(analysis, rest, axes, fixed)
     analysis.structure = structure(analysis.traced, axes, fixed)
 
 
 def _settle_one(analysis: Analysis, place: list[int], axes: dict[int, int], fixed: dict[int, str]) -> bool:
-    """Settle the cuts of one module, group by group where they do not follow together; tell whether none does."""
+    """Settle some cuts, group by group where they do not follow together; tell whether none does."""
     why = _try(analysis, place, axes, fixed)
     if not why:
         return False

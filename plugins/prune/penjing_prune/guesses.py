@@ -18,8 +18,10 @@ from penjing_prune.trace import Cut, Traced
 Attributes = dict[tuple[str, str], Ids]
 #: sets of ids of that number that one attribute is tried for
 MOST = 4
-#: names of which all combinations are tried, not only each by itself and all together
+#: names of which all combinations are tried, not only each by itself, two, and all together
 FEW = 4
+#: names of which no two are tried any more
+MANY = 9
 
 
 def holders(
@@ -58,7 +60,7 @@ def guesses(held: Mapping[tuple[str, str], list[Ids]], listed: Attributes) -> It
     if listed:
         yield listed
     names = list(dict.fromkeys(name for _, name in held))
-    few = range(1, len(names)) if len(names) <= FEW else (1,)
+    few = range(1, len(names)) if len(names) <= FEW else (1, 2) if len(names) < MANY else (1,)
     for chosen in (*(some for n in few for some in combinations(names, n)), names):
         here = {key: ids for key, ids in held.items() if key[1] in chosen}
         for number in range(max(map(len, here.values()), default=0)):
