@@ -115,10 +115,14 @@ def test_nothing_to_quantise_is_told_and_the_model_passes(build, apply, cpu, pho
     assert "Nothing in this network can be quantised; it stays as it was." in context.warnings
 
 
-def test_layers_left_float_until_none_is_quantised_are_told(net, apply, cpu, photographs):
-    _, context = apply(StaticQuantisation(float_layers=9), net, cpu, photographs)
+def test_layers_that_the_clock_left_float_until_none_is_quantised_are_told(
+    net, apply, cpu, photographs, monkeypatch
+):
+    monkeypatch.setattr("penjing_quant.quantiser.Quantiser.float_layers", lambda self, calibration: 9)
+    _, context = apply(StaticQuantisation(), net, cpu, photographs)
     assert context.details["tensors"] == 0
-    assert any("float_layers = 0 quantises them" in warning for warning in context.warnings)
+    assert any("float_layers = 0 has them compute in integers" in one for one in context.warnings)
+    assert not apply(StaticQuantisation(float_layers=9), net, cpu, photographs)[1].warnings
 
 
 @pytest.mark.parametrize("pixels", [None, np.zeros((0, 3, 8, 8), np.float32)])

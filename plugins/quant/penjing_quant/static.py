@@ -128,10 +128,10 @@ class StaticQuantisation(Technique):
         quantiser.tell(best)
         if not best.written.integer and not quantiser.floats:
             context.warn("Nothing in this network can be quantised; it stays as it was.")
-        elif not best.written.integer:
+        elif not best.written.integer and self.float_layers is None:
             context.warn(
-                f"Nothing is quantised: {len(quantiser.floats)} layers could be, and stay float because integers make "
-                "them no faster. float_layers = 0 quantises them for the size."
+                f"All {len(quantiser.floats)} layers compute in float, since integers make none of them faster here; "
+                "only their weights are stored as integers. float_layers = 0 has them compute in integers."
             )
         return self._finish(model, quantiser, best)
 
