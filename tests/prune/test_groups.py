@@ -227,7 +227,11 @@ class Scales(nn.Module):
     def __init__(self, depth: int, heads: int) -> None:
         super().__init__()
         self.depth, width = depth, 3 * depth * heads
-        self.qkv, self.wider = nn.Conv2d(16, width, 1), nn.Conv2d(width, width, 1, groups=3 * heads)
+        self.qkv = nn.Conv2d(16, width, 1)
+        self.wider = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.Conv2d(width, width, 1, groups=3 * heads),
+        )
         self.last = nn.Conv2d(2 * depth * heads, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:

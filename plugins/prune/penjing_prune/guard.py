@@ -87,13 +87,13 @@ def analyse(
 
 
 def _trace(module: nn.Module, example: tuple[Any, ...], whole_groups: Mapping[str, bool] | None) -> Traced:
-    """Trace a module, its convolutions with groups the other way where those tie all channels and that frees some."""
+    """Trace a module; convolutions with few groups lose whole ones too where nothing else lets a channel go."""
     traced = trace(module, example, whole_groups)
     stuck = {one.layer for one in structure(traced, {}, {}).alone if one.reason == TOGETHER}
     turned = {
-        name: not wholly
+        name: True
         for name, wholly in traced.whole_groups.items()
-        if name.rpartition(".")[0] in stuck and name not in (whole_groups or {})
+        if not wholly and name.rpartition(".")[0] in stuck and name not in (whole_groups or {})
     }
     if not turned:
         return traced
