@@ -29,6 +29,7 @@ from penjing_training.photographs import (
     Course,
     Normalise,
     Pixels,
+    lay_out,
     load,
     mixed,
     seed_of,
@@ -116,7 +117,7 @@ class _Job:
         self.options, self.context, self.objective, self.after_step = options, context, objective, after_step
         self.name, self.device, self.ranks = name, device, context.ranks
         data, preprocess, size = _ready(model, context)
-        self.network = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)
+        self.network = lay_out(copy.deepcopy(module).to(device))
         for parameter in self.network.parameters():
             if parameter.is_floating_point() and not (keep_frozen and not parameter.requires_grad):
                 parameter.requires_grad_(True)

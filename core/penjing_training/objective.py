@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from penjing_training.options import TEMPERATURE, WEIGHT
-from penjing_training.photographs import Batch
+from penjing_training.photographs import Batch, lay_out
 
 if TYPE_CHECKING:
     from penjing.model import Model
@@ -186,9 +186,7 @@ class Teacher:
 
     def begin(self, student: Model, example: Tensor) -> None:
         """Copy the network to where `example` is."""
-        self.network = (
-            copy.deepcopy(self.model.value).to(example.device, memory_format=torch.channels_last).eval()
-        )
+        self.network = lay_out(copy.deepcopy(self.model.value).to(example.device)).eval()
         self.network.requires_grad_(False)
         self._convert = _Converter(student.preprocess, self.model.preprocess)
 

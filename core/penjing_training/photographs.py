@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 from penjing.data import WORKERS, Split
 from penjing.errors import InputError, StepError
 from penjing.photos import decode, pillow_warnings, read_photo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
@@ -140,6 +141,14 @@ class Normalise:
         inputs = pixels.to(self.device).float()
         inputs = (inputs * self.preprocess.scale - mean) / std
         return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def lay_out(network: nn.Module) -> nn.Module:
+    """Return `network` with its tensors of four dimensions laid out as inputs are, which is fast; others stay."""
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 @dataclasses.dataclass(frozen=True)

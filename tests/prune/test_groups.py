@@ -8,10 +8,10 @@ from collections.abc import Callable
 import prune_networks as networks
 import pytest
 import torch
-from penjing_prune.guard import analyse
+from penjing_prune.guard import TOLERANCE, analyse
 from penjing_prune.surgery import apply, mask
 from prune_networks import alone, analysed, pruned, some
-from torch import nn
+from torch import Tensor, nn
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "view by an attribute": networks.AttributeView,
@@ -219,3 +219,34 @@ def test_one_edit_does_not_touch_the_module_it_was_found_on() -> None:
     apply(copy.deepcopy(module), some(analysed(module)))
 
     assert [tuple(p.shape) for p in module.parameters()] == shapes
+
+
+class Scales(nn.Module):
+    """Linear attention over q, k and v at two scales, as EfficientViT has it: a grouped convolution each head."""
+
+    def __init__(self, depth: int, heads: int) -> None:
+        super().__init__()
+        self.depth, width = depth, 3 * depth * heads
+        self.qkv = nn.Conv2d(16, width, 1)
+        self.wider = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.Conv2d(width, width, 1, groups=3 * heads),
+        )
+        self.last = nn.Conv2d(2 * depth * heads, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        x = self.qkv(x)
+        x = torch.cat([x, self.wider(x)], 1).reshape(b, -1, 3 * self.depth, h * w).transpose(2, 3)
+        q, k, v = x.chunk(3, -1)
+        y = q.relu() @ (k.relu().transpose(2, 3) @ v)
+        return self.last(y.transpose(2, 3).reshape(b, -1, h, w))
+
+
+@pytest.mark.parametrize("depth", [4, 16])
+def test_a_grouped_convolution_loses_whole_groups_where_nothing_else_lets_any_channel_go(depth: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 16, 4, 4), Scales(depth, 4))
+    analysis = analysed(module)
+
+    assert analysis.error(some(analysis))[0] <= TOLERANCE
+    assert alone(analysis).keys() == {"1.last"}

@@ -57,6 +57,13 @@ def test_weights_that_are_computed_are_passed_over() -> None:
     assert find_masks(module).keys() == {"1.weight"}
 
 
+def test_layers_that_begin_with_zeros_are_passed_over() -> None:
+    module = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    nn.init.zeros_(module[1].weight)
+
+    assert find_masks(module).keys() == {"0.weight"}
+
+
 @pytest.mark.parametrize(
     ("device", "fits"), [("jetson-orin-nano", True), ("t4", False), ("raspberry-pi-5", False)]
 )

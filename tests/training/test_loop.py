@@ -364,3 +364,29 @@ def test_all_photographs_are_seen_again_for_the_batch_norms_of_the_best_and_of_t
 
     assert alike == [learning_rate > 0], "the best is the last where it learns, else the first"
     assert len(whole) == (1 if alike[0] else 2)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy, Distil])
+def test_tensors_of_any_number_of_dimensions_are_trained(kit, context, objective):
+    class Volume(nn.Module):
+        """Channels as depth, for a convolution in three dimensions, and a grid as detectors keep one."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.volume, self.head = (
+                nn.Conv2d(3, 8, 4, 4),
+                nn.Conv3d(1, 4, 3, padding=1),
+                nn.Linear(4, 3),
+            )
+            self.register_buffer("grid", torch.ones(1, 4, 1, 4, 4))
+
+        def forward(self, x):
+            return self.head((self.volume(self.first(x).unsqueeze(1)) * self.grid).mean((2, 3, 4)))
+
+    model = kit.as_model(Volume().eval())
+    learn = objective(model) if objective is Distil else objective()
+    options = dataclasses.replace(QUICK, epochs=1)
+
+    trained = train(model.value, options, model, context, objective=learn)
+
+    assert trained.volume.weight.shape == (4, 1, 3, 3, 3)

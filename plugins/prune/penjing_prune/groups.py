@@ -17,6 +17,9 @@ from penjing_prune.trace import Cut, Traced
 #: a dimension of a parameter or buffer: the leaf's number and the dimension
 Place = tuple[int, int]
 
+#: why a layer stays of which one channel cannot go without the others
+TOGETHER = "all its channels can only go together"
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -145,7 +148,7 @@ def _groups(traced: Traced, roots: Ids, reasons: dict[int, str]) -> tuple[list[G
             why = (
                 "no layer brings them forth: the weight is computed, or not used"
                 if source is None
-                else "all its channels can only go together"
+                else TOGETHER
             )
             reasons |= dict.fromkeys(units.tolist(), why)
             continue

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from penjing_prune.comparison import TOLERANCE, compare, difference, light_copy
-from penjing_prune.groups import Group, Structure, excluded, structure
+from penjing_prune.groups import TOGETHER, Group, Structure, excluded, structure
 from penjing_prune.guesses import Attributes, coupled, elsewhere, guesses, holders, sequences
 from penjing_prune.heads import open_heads, openable
 from penjing_prune.labels import Ids, varying
@@ -69,7 +69,7 @@ def analyse(
     copied = copy.deepcopy(module)
     _enliven(copied)
     copied, opened = _open(copied, example)
-    traced = trace(copied, example, whole_groups)
+    traced = _trace(copied, example, whole_groups)
     axes: dict[int, int] = {}
     fixed = excluded(traced, exclude)
     attributes: dict[tuple[str, str], Ids] = {}
@@ -84,6 +84,25 @@ def analyse(
         _settle(analysis, places, axes, fixed)
     _settle_rest(analysis, axes, fixed)
     return analysis
+
+
+def _trace(module: nn.Module, example: tuple[Any, ...], whole_groups: Mapping[str, bool] | None) -> Traced:
+    """Trace a module; convolutions with few groups lose whole ones too where nothing else lets a channel go."""
+    traced = trace(module, example, whole_groups)
+    stuck = {one.layer for one in structure(traced, {}, {}).alone if one.reason == TOGETHER}
+    turned = {
+        name: True
+        for name, wholly in traced.whole_groups.items()
+        if not wholly and name.rpartition(".")[0] in stuck and name not in (whole_groups or {})
+    }
+    if not turned:
+        return traced
+    other = trace(module, example, {**traced.whole_groups, **turned})
+
+    def stay(one: Traced) -> int:
+        return sum(layer.channels for layer in structure(one, {}, {}).alone)
+
+    return other if stay(other) < stay(traced) else traced
 
 
 def _open(module: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, list[str]]:

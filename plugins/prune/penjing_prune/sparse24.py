@@ -98,6 +98,8 @@ def find_masks(module: nn.Module) -> dict[str, torch.Tensor]:
         weight = part.weight.detach()
         if weight.shape[1] % 4 or not isinstance(part._parameters.get("weight"), nn.Parameter):
             continue  # a weight that is computed, as weight norm does, has no zeros of its own
+        if not weight.any():
+            continue  # which weights of a layer that begins with zeros matter is not known before training
         last = weight.abs().movedim(1, -1)
         fours = last.reshape(*last.shape[:-1], -1, 4)
         kept = torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, fours.topk(2, dim=-1).indices, True)
