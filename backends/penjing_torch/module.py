@@ -59,7 +59,7 @@ def as_model(
             hint="Only networks of one image input are served.",
         )
     shape = _input_shape(source, preprocess, shape)
-    outputs = _run(module, shape, source)
+    outputs = _run(module, shape, source, kept)
     first = next(iter(outputs.values()))
     classes = first.shape[-1] if first.ndim else 0
     return Model(
@@ -136,10 +136,11 @@ def in_float32(module: nn.Module) -> str:
     return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
 
-def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> dict[str, torch.Tensor]:
+def _run(module: nn.Module, shape: tuple[int, ...], source: str, kept: str) -> dict[str, torch.Tensor]:
     """Return the outputs for an image of zeros by name; InputError where it fails or gives no tensors.
 
-    Outputs are counted as torch's exporter counts them: those of tuples, lists and mappings, in order.
+    Outputs are counted as torch's exporter counts them: those of tuples, lists and mappings, in order. `kept` is in
+    what other format than float32 the weights were, "" for none.
     """
     import torch
     from torch.utils._pytree import tree_leaves
@@ -150,7 +151,9 @@ def _run(module: nn.Module, shape: tuple[int, ...], source: str) -> dict[str, to
     except Exception as error:  # code that is not ours: any error of it is a fault of the source
         raise InputError(
             f"{source} does not run on an input of {_by(shape)}: {first_line(error)}",
-            hint="Compare crop, resize and channels of the preprocessing with what the network was made for.",
+            hint=f"Its weights, kept in {kept}, are computed with in float32: leave out what casts its input to {kept}."
+            if kept
+            else "Compare crop, resize and channels of the preprocessing with what the network was made for.",
         ) from error
     found = [output for output in tree_leaves(outputs) if output is not None]
     if not found or not all(isinstance(output, torch.Tensor) for output in found):

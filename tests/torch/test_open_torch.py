@@ -54,6 +54,12 @@ class Words(nn.Module):
     def forward(self, x): return x, "words"
 def words(): return Words()
 def half(): return net().half()
+class Casting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+    def forward(self, x): return self.conv(x.half())
+def casting(): return Casting().half()
 def poisoned():
     module = net()
     module[5].weight.data[0, 0] = float("nan")
@@ -167,6 +173,7 @@ def test_neighbours_of_a_file_are_importable_and_then_forgotten(tmp_path):
         ("calls", "is a list"),
         ("two", "2 inputs: left, right"),
         ("words", "puts out Tensor and str"),
+        ("casting", "leave out what casts its input to float16"),
         ("Both", "puts out"),
         ("poisoned", "NaN, first in 5.weight"),
         ("fake", "quantised already, or prepared for it: 1 is a FakeQuantize"),
