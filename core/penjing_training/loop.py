@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as images
 
 from penjing_training import checkpoint, parallel
 from penjing_training.checkpoint import above, below
-from penjing_training.modes import evaluating, is_other_in_training, train_layers_only
+from penjing_training.modes import evaluating, other_in_training, train_layers_only
 from penjing_training.objective import CrossEntropy, Objective, Whole, are_logits, as_tuple
 from penjing_training.optimiser import follow, make_optimiser, rate_at
 from penjing_training.photographs import (
@@ -174,7 +174,7 @@ class _Job:
     def _begin(self, model: Model, module: nn.Module) -> None:
         inputs, outputs = self._example()
         self.classes = outputs[0].shape[1] if are_logits(outputs[0]) else 0
-        self.layers_only = is_other_in_training(self.network, inputs)
+        self.other = other_in_training(self.network, inputs)
         torch.manual_seed(seed_of(self.context.seed, "adapters"))
         with evaluating(self.network):
             extra = self.objective.begin(self.network, model, inputs)
@@ -251,7 +251,7 @@ class _Job:
     def _step(self, parts: Iterator[tuple[Tensor, Tensor]]) -> float:
         """Follow the gradient of one batch, and return its loss on this process."""
         self.whole.train()
-        if self.layers_only:
+        if self.other:
             train_layers_only(self.network)
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(self.step, self.course.steps, self.options)
@@ -392,8 +392,8 @@ class _Job:
             if best is None
             else {"loss": best.loss, "right": best.accuracy, "n": len(self.select)},
         }
-        if self.layers_only:
-            self.context.details[self.name]["mode"] = "layers only: the network's own code runs as in use"
+        if self.other:
+            self.context.details[self.name]["mode"] = f"layers only: in training {self.other}"
         self.record.show(self.context, self.name)
         if self.options.tensorboard:
             self.record.tensorboard(self.context.folder / "tensorboard" / self.name)

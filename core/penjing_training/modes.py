@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from penjing.errors import first_line
 from torch import Tensor, nn
 
 from penjing_training.objective import as_tuple
@@ -34,8 +35,8 @@ def train_layers_only(network: nn.Module) -> None:
         module.training = not _has_parts(module)
 
 
-def is_other_in_training(network: nn.Module, inputs: Tensor) -> bool:
-    """Tell whether a network in training mode puts out something else than in use, for an example of inputs.
+def other_in_training(network: nn.Module, inputs: Tensor) -> str:
+    """Return what a network in training mode does that it does not in use, for an example of inputs; "" for nothing.
 
     A detector may leave its boxes undecoded then, or an auxiliary head may come first. More outputs behind those in
     use are no matter, nor are values that chance changes. What its code raises in training mode counts as well.
@@ -48,13 +49,17 @@ def is_other_in_training(network: nn.Module, inputs: Tensor) -> bool:
             module.training = _has_parts(module)  # norms and dropouts leave the values as they are
         try:
             found = as_tuple(probe(varied))
-        except Exception:  # whatever somebody's network raises: where that matters, training tells it
-            return True
+        except Exception as error:  # whatever somebody's network raises
+            return f"it fails ({type(error).__name__}: {first_line(error)})"
     if any(a.shape != b.shape for a, b in zip(found, used, strict=False)) or len(found) < len(used):
-        return True
+        return "its outputs have other shapes"
     same = [[_alike(a, b) for b in found] for a in used]
     # in another place, and not in its own
-    return any(any(row) and not row[place] for place, row in enumerate(same))
+    return (
+        "its outputs come in another order"
+        if any(any(row) and not row[i] for i, row in enumerate(same))
+        else ""
+    )
 
 
 def _has_parts(module: nn.Module) -> bool:

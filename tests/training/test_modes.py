@@ -8,7 +8,7 @@ import pytest
 import torch
 from penjing_training import TrainingOptions
 from penjing_training.loop import train
-from penjing_training.modes import is_other_in_training, train_layers_only
+from penjing_training.modes import other_in_training, train_layers_only
 from penjing_training.objective import Distil
 from torch import nn
 from torch.nn import functional
@@ -67,12 +67,12 @@ class Demanding(Body):
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
-        (Body, False),
-        (AuxiliaryLast, False),
-        (FunctionalDropout, False),
-        (AuxiliaryFirst, True),
-        (Undecoded, True),
-        (Demanding, True),
+        (Body, ""),
+        (AuxiliaryLast, ""),
+        (FunctionalDropout, ""),
+        (AuxiliaryFirst, "its outputs come in another order"),
+        (Undecoded, "its outputs have other shapes"),
+        (Demanding, "it fails (ValueError: targets should not be none when in training mode)"),
     ],
 )
 def test_it_is_seen_whether_a_network_puts_out_something_else_in_training(kind, other):
@@ -81,7 +81,7 @@ def test_it_is_seen_whether_a_network_puts_out_something_else_in_training(kind, 
     network.eval()
     before, drawn = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
 
-    assert is_other_in_training(network, torch.zeros(2, 3, 16, 16)) is other
+    assert other_in_training(network, torch.zeros(2, 3, 16, 16)) == other
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state())
@@ -100,7 +100,7 @@ def test_layers_are_trained_while_the_code_around_them_runs_as_in_use():
 
 @pytest.mark.parametrize("kind", [AuxiliaryFirst, Undecoded, Demanding])
 @pytest.mark.parametrize("labels", [True, False])
-def test_a_network_that_is_other_in_training_learns_what_it_puts_out_in_use(kind, labels, kit, make_context):
+def test_a_network_that_other_in_training_learns_what_it_puts_out_in_use(kind, labels, kit, make_context):
     if labels and kind is Undecoded:
         pytest.skip("its first output is no score of classes")
     torch.manual_seed(0)
